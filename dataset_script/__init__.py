@@ -1,0 +1,1 @@
+"""The Figshare brain tumour data as a `datasets` builder."""

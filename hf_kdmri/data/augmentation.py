@@ -1,0 +1,67 @@
+"""Random views of slices, drawn per image, applied to whole batches on the compute device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from kornia.enhance import adjust_gamma
+from kornia.geometry.transform import get_affine_matrix2d, warp_affine
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RandomViews:
+    """Geometry and contrast changes that keep the diagnosis.
+
+    The parameters of an image follow from (seed, epoch, index) alone. So a view is the same on any device, in any
+    batch, with any number of workers and processes, and after a resume; teacher and student see the same one.
+
+    Args:
+        rotation: largest angle, degrees, either way.
+        scale: smallest and largest zoom.
+        translation: largest shift as a share of the side, either way.
+        flip: probability of a left-right flip.
+        contrast: smallest and largest factor around the image's mean.
+        gamma: largest exponent; the smallest is its inverse.
+    """
+
+    rotation: float = 20.0
+    scale: tuple[float, float] = (0.8, 1.2)
+    translation: float = 0.08
+    flip: float = 0.5
+    contrast: tuple[float, float] = (0.7, 1.3)
+    gamma: float = 1.5
+
+    def __call__(self, views: Tensor, index: Tensor, *, seed: int, epoch: int) -> Tensor:
+        """Draw and apply one view per image.
+
+        Args:
+            views: (B, C, H, W) uint8.
+            index: (B,) position of each image in its data set.
+            seed: of the run.
+            epoch: counted from 0.
+
+        Returns:
+            (B, C, H, W) uint8 on the same device.
+        """
+        draws = np.stack([np.random.default_rng((seed, epoch, row)).random(7) for row in index.tolist()])
+        draw = torch.from_numpy(draws).to(views.device, torch.float32, non_blocking=True).unbind(1)
+        images = views.float() / 255
+        with torch.autocast(views.device.type, enabled=False):
+            images = warp_affine(images, self._affine(draw, images), images.shape[-2:], padding_mode="zeros")
+            mean = images.mean((1, 2, 3), keepdim=True)
+            low, high = self.contrast
+            images = (mean + (low + (high - low) * draw[5].view(-1, 1, 1, 1)) * (images - mean)).clamp(0, 1)
+            images = adjust_gamma(images, self.gamma ** (2 * draw[6] - 1))
+        return (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def _affine(self, draw: tuple[Tensor, ...], images: Tensor) -> Tensor:
+        batch, _, height, width = images.shape
+        zoom = self.scale[0] + (self.scale[1] - self.scale[0]) * draw[0]
+        mirror = torch.where(draw[1] < self.flip, -1.0, 1.0)
+        shift = torch.stack([(2 * draw[2] - 1) * width, (2 * draw[3] - 1) * height], 1) * self.translation
+        angle = (2 * draw[4] - 1) * self.rotation
+        centre = images.new_tensor([(width - 1) / 2, (height - 1) / 2]).expand(batch, 2)
+        return get_affine_matrix2d(shift, centre, torch.stack([zoom * mirror, zoom], 1), angle)[:, :2]

@@ -1,0 +1,27 @@
+"""Model cards, publishing to the Hugging Face Hub, and export to ONNX."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "StudentCardFacts": "model_card",
+    "write_student_card": "model_card",
+    "ExportError": "onnx_export",
+    "export_onnx": "onnx_export",
+    "Push": "publish",
+    "PublishError": "publish",
+    "find_model_folder": "publish",
+    "push_folder": "publish",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that `kdmri push --dry-run` does not wait for torch."""
+    if name not in _HOME:
+        raise AttributeError(
+            f"module 'hf_kdmri.hub' has no attribute {name!r}; its public names are {', '.join(_HOME)}"
+        )
+    return getattr(importlib.import_module(f"hf_kdmri.hub.{_HOME[name]}"), name)

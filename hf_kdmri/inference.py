@@ -1,0 +1,144 @@
+"""From image files to probabilities with plain transformers: what `kdmri predict` and `kdmri evaluate` share.
+
+Nothing here knows how the model was trained: whatever `AutoModelForImageClassification` loads will do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers.utils import logging as transformers_logging
+
+from hf_kdmri.data.mat_file import window_to_uint8
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm"})
+_WIDE_MODES = ("I", "F")  # PIL's modes of more than 8 bits: I, I;16, I;16B, F
+
+
+class ImageReadError(ValueError):
+    """A file that cannot be classified; the message says why."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One file: probabilities (C,) that sum to 1, or the reason why there are none."""
+
+    path: Path
+    probabilities: NDArray[np.float32] | None
+    error: str | None
+
+
+def find_images(path: str | Path) -> Iterator[Path]:
+    """Yield the file itself, or the image files (by suffix) at any depth of a folder, in order of names.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; expected an image or a folder of images")
+    if path.is_file():
+        yield path
+        return
+    for folder, subfolders, names in os.walk(path):
+        subfolders.sort()
+        for name in sorted(names):
+            if Path(name).suffix.lower() in SUFFIXES:
+                yield Path(folder, name)
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Read a slice as 8-bit RGB, the way it was photographed (EXIF orientation applied).
+
+    Images of more than 8 bits (16-bit and float) are windowed by their percentiles 0.1 and 99.9, as training slices
+    were; image processors would clip them at 255. 8-bit images are taken as they are.
+
+    Raises:
+        ImageReadError: No image, damaged, several frames, far too large, pixels that are not finite, or a constant
+            image of more than 8 bits.
+    """
+    try:
+        with Image.open(path) as image:
+            if (frames := getattr(image, "n_frames", 1)) > 1:
+                raise ImageReadError(f"holds {frames} frames; expected one slice. Save each frame as its own file")
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+    except FileNotFoundError as error:
+        raise ImageReadError("does not exist") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, ImageReadError):
+            raise
+        raise ImageReadError(f"cannot be read as an image: {error}") from error
+    if upright.mode.split(";")[0] not in _WIDE_MODES:
+        return upright.convert("RGB")
+    raw = np.asarray(upright)
+    if not np.isfinite(raw).all():
+        raise ImageReadError("has pixels that are not finite (NaN or infinite)")
+    pixels, low, high = window_to_uint8(raw)
+    if high <= low:
+        raise ImageReadError(
+            f"is constant (percentiles 0.1 and 99.9 are both {low:g}), so there is nothing to classify"
+        )
+    return Image.fromarray(pixels).convert("RGB")
+
+
+class ImageClassifier:
+    """A model with its own preprocessing, in eval mode on one device.
+
+    Args:
+        model: Folder or Hub name.
+        device: `cpu`, `cuda`, …; there is no fall-back to another.
+
+    Raises:
+        ValueError: The model cannot be found or loaded, or the device is not there.
+    """
+
+    def __init__(self, model: str, device: str = "cpu") -> None:
+        transformers_logging.disable_progress_bar()
+        try:
+            self.processor = AutoImageProcessor.from_pretrained(model, backend="pil")  # the one timm_wrapper has
+            self.model = AutoModelForImageClassification.from_pretrained(model).eval().to(device)
+        except (OSError, ValueError, KeyError) as error:
+            hint = "" if Path(model).is_dir() else " (there is no folder of that name, so it was taken for a Hub name)"
+            raise ValueError(f"cannot load a classifier from {model!r}{hint}: {error}") from error
+        except (RuntimeError, AssertionError) as error:  # torch, for a device that is not there
+            raise ValueError(f"cannot use the device {device!r}: {error}. Try --device cpu") from error
+        self.labels = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
+
+    @torch.inference_mode()
+    def probabilities(self, images: list[Image.Image]) -> NDArray[np.float32]:
+        """Classify a batch: (B, C), each row sums to 1."""
+        pixel_values = self.processor(images, return_tensors="pt")["pixel_values"].to(self.model.device)
+        return self.model(pixel_values=pixel_values).logits.float().softmax(dim=-1).cpu().numpy()
+
+    def classify_files(self, paths: Iterable[Path], batch_size: int = 16) -> Iterator[Outcome]:
+        """Classify files in constant memory and in order; a file that cannot be read is reported, and work goes on.
+
+        Args:
+            paths: Image files.
+            batch_size: Images in memory at once.
+
+        Yields:
+            One `Outcome` for each path.
+        """
+        remaining = iter(paths)
+        while batch := list(islice(remaining, batch_size)):
+            images: list[Image.Image] = []
+            errors: dict[Path, str] = {}
+            for path in batch:
+                try:
+                    images.append(read_image(path))
+                except ImageReadError as error:
+                    errors[path] = str(error)
+            rows = iter(self.probabilities(images) if images else ())
+            for path in batch:
+                yield Outcome(path, None, errors[path]) if path in errors else Outcome(path, next(rows), None)

@@ -1,0 +1,19 @@
+"""Teacher and student: transformers' timm wrapper, with stage maps and a checkpoint that four libraries load."""
+
+from hf_kdmri.models.image_classification import (
+    KDConfig,
+    StudentForImageClassification,
+    TeacherForImageClassification,
+    TimmClassifier,
+)
+from hf_kdmri.models.preprocessing import prepare_pixels
+from hf_kdmri.models.stages import stage_indices
+
+__all__ = [
+    "KDConfig",
+    "StudentForImageClassification",
+    "TeacherForImageClassification",
+    "TimmClassifier",
+    "prepare_pixels",
+    "stage_indices",
+]

@@ -1,0 +1,244 @@
+"""Teacher and student as `PreTrainedModel`s on transformers' `timm_wrapper`.
+
+What is saved is the backbone and its classifier in the public `timm_wrapper` format and nothing else, so the folder
+loads in `transformers.AutoModelForImageClassification`, in `pipeline("image-classification")`, in
+`timm.create_model("local-dir:…")` and here, with equal logits and without this package.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor
+from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from hf_kdmri.models.stages import stage_indices
+
+_PUBLIC_ARCHITECTURE = "TimmWrapperForImageClassification"
+_PREFIX = "timm_model."
+_PREPROCESSING_KEYS = ("mean", "std", "interpolation", "fixed_input_size", "classifier", "first_conv", "license")
+
+
+@strict
+class KDConfig(TimmWrapperConfig):
+    """`TimmWrapperConfig` that remembers how many stage maps to distil and saves itself under the public class's name.
+
+    Args:
+        num_scales: stage maps returned by `stage_features`, coarsest strides first chosen (3: strides 8, 16 and 32).
+    """
+
+    num_scales: int = 3
+
+    def to_dict(self) -> dict[str, Any]:
+        """Serialise for `config.json`, naming the transformers class that loads it without this package."""
+        output = super().to_dict()
+        output["architectures"] = [_PUBLIC_ARCHITECTURE]
+        output["model_args"] = output.get("model_args") or {}  # timm reads null as a mapping and fails
+        return output
+
+
+class TimmClassifier(TimmWrapperForImageClassification):
+    """What teacher and student share; use one of the two subclasses."""
+
+    config_class = KDConfig
+    config: KDConfig
+
+    def __init__(self, config: KDConfig) -> None:
+        super().__init__(config)
+        if not hasattr(self.timm_model, "forward_intermediates"):
+            raise ValueError(
+                f"the timm architecture {config.architecture!r} has no stage features (forward_intermediates), which "
+                f"distillation compares; choose another, for instance 'mobilenetv4_conv_small' or 'efficientvit_b0'"
+            )
+        self.stage_indices = stage_indices(self.timm_model, config.num_scales)
+
+    @classmethod
+    def from_timm(
+        cls,
+        architecture: str,
+        *,
+        labels: Sequence[str],
+        image_size: int | None = None,
+        pretrained: bool = False,
+        weights: str | Path | None = None,
+        drop_path_rate: float | None = None,
+        drop_rate: float | None = None,
+        num_scales: int = 3,
+        model_args: dict[str, Any] | None = None,
+    ) -> TimmClassifier:
+        """Build a model from a timm architecture.
+
+        Args:
+            architecture: a timm model name; a weights tag (`resnet18.a1_in1k`) selects what `pretrained` loads.
+            labels: class names, in the order of the logits.
+            image_size: side of the square input in pixels; default is the architecture's own.
+            pretrained: load timm's ImageNet weights from the Hub (needs the network).
+            weights: a local `.safetensors` file in timm's keys to start from instead; its classifier is replaced.
+            drop_path_rate: stochastic depth while training; not saved.
+            drop_rate: classifier dropout while training; not saved.
+            num_scales: stage maps returned by `stage_features`.
+            model_args: further arguments of `timm.create_model` that belong to the architecture and are saved.
+
+        Returns:
+            The model, in eval mode, in float32.
+
+        Raises:
+            ValueError: unknown architecture, one without stage features, too few or doubled labels, or an argument
+                the architecture does not take.
+            FileNotFoundError: `weights` does not exist.
+        """
+        name = architecture.split(".")[0]
+        _check_architecture(name)
+        if len(labels) < 2 or len(set(labels)) != len(labels):
+            raise ValueError(f"labels are {list(labels)}; at least two different class names are needed")
+        timm_cfg = timm.get_pretrained_cfg(architecture if "." in architecture else name).to_dict()
+        image_size = image_size or timm_cfg["input_size"][-1]
+        saved_args = dict(model_args or {})
+        if timm_cfg.get("fixed_input_size"):
+            saved_args.setdefault("img_size", image_size)
+        pretrained_cfg = {key: timm_cfg[key] for key in _PREPROCESSING_KEYS if timm_cfg.get(key) is not None}
+        # The whole slice is resized to the square and nothing is cropped; "border" pads other aspect ratios with black.
+        pretrained_cfg |= {"input_size": [3, image_size, image_size], "crop_pct": 1.0, "crop_mode": "border"}
+        config = KDConfig(
+            architecture=name,
+            model_args=saved_args,
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={label: index for index, label in enumerate(labels)},
+            pretrained_cfg=pretrained_cfg,
+            num_scales=num_scales,
+        )
+        training_args = {"drop_path_rate": drop_path_rate, "drop_rate": drop_rate}
+        network = _create_network(architecture, len(labels), {**saved_args, **training_args}, pretrained, weights)
+        if not hasattr(network, "forward_intermediates"):
+            cls(config)  # refuses with the reason
+        model = cls(config)
+        # transformers redraws every layer from its own distribution; timm's initialisation is the published one.
+        model.timm_model = network
+        return model.eval()
+
+    @property
+    def labels(self) -> list[str]:
+        """Class names in the order of the logits."""
+        return [self.config.id2label[index] for index in range(self.config.num_labels)]
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels."""
+        return int(self.config.pretrained_cfg["input_size"][-1])
+
+    @property
+    def pixel_mean(self) -> tuple[float, ...]:
+        """Mean per channel that the input is normalised with, of intensities scaled to 0–1."""
+        return tuple(self.config.pretrained_cfg["mean"])
+
+    @property
+    def pixel_std(self) -> tuple[float, ...]:
+        """Standard deviation per channel, likewise."""
+        return tuple(self.config.pretrained_cfg["std"])
+
+    def stage_features(self, pixel_values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Logits and stage maps in one pass.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised for this model.
+
+        Returns:
+            logits (B, C), and `num_scales` maps (B, C_i, H_i, W_i), finest first.
+        """
+        pixel_values = pixel_values.to(self.device, self.dtype)
+        last, stages = self.timm_model.forward_intermediates(
+            pixel_values, indices=self.stage_indices, output_fmt="NCHW"
+        )
+        return self.timm_model.forward_head(last), tuple(stages)
+
+    def save_pretrained(self, save_directory: str | Path, *, state_dict: dict | None = None, **kwargs: Any) -> None:
+        """Save `config.json` and `model.safetensors`, the weights under timm's own keys.
+
+        Args:
+            save_directory: folder to write to; made if absent.
+            state_dict: weights to save instead of the model's own (with or without the `timm_model.` prefix).
+            **kwargs: passed on to `PreTrainedModel.save_pretrained`.
+        """
+        weights = self.state_dict() if state_dict is None else state_dict
+        # transformers adds the prefix again by itself on loading; timm knows only its own names.
+        weights = {key.removeprefix(_PREFIX): value for key, value in weights.items()}
+        super().save_pretrained(save_directory, state_dict=weights, **kwargs)
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> ImageClassifierOutput:
+        """Classify a batch.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised for this model.
+            labels: (B,) class indices; the output then holds the mean cross-entropy.
+            **kwargs: `output_hidden_states` (True for all maps, or a list of indices), `return_dict`.
+
+        Returns:
+            `ImageClassifierOutput` with `logits` (B, C), and `loss` and `hidden_states` where asked for.
+        """
+        return super().forward(pixel_values, labels=labels, **kwargs)
+
+
+class TeacherForImageClassification(TimmClassifier):
+    """The large model that is distilled from: any timm architecture with stage features."""
+
+
+class StudentForImageClassification(TimmClassifier):
+    """The small model that is trained and published.
+
+    Example:
+        >>> student = StudentForImageClassification.from_timm("test_vit", labels=["a", "b"], image_size=64)
+        >>> student(torch.zeros(1, 3, 64, 64)).logits.shape
+        torch.Size([1, 2])
+    """
+
+
+def _check_architecture(name: str) -> None:
+    if timm.is_model(name):
+        return
+    near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
+    hint = f"; the nearest names are {', '.join(near)}" if near else "; `timm.list_models()` lists all"
+    raise ValueError(f"timm {timm.__version__} knows no architecture {name!r}{hint}")
+
+
+def _create_network(
+    architecture: str,
+    num_classes: int,
+    arguments: dict[str, Any],
+    pretrained: bool,
+    weights: str | Path | None,
+) -> torch.nn.Module:
+    """Build timm's module with timm's own initialisation, or with ImageNet weights and a fresh classifier."""
+    arguments = {key: value for key, value in arguments.items() if value is not None}
+    overlay = None
+    if weights is not None:
+        path = Path(weights)
+        if not path.is_file():
+            raise FileNotFoundError(f"no weights file at {path}; give a .safetensors file with timm's keys")
+        if path.suffix != ".safetensors":
+            raise ValueError(
+                f"{path} is not a .safetensors file, and other formats can run code when loaded; convert it with "
+                "safetensors.torch.save_file(torch.load(path, weights_only=True), 'weights.safetensors')"
+            )
+        overlay = {"file": str(path)}
+    try:
+        return timm.create_model(
+            architecture,
+            pretrained=pretrained or weights is not None,
+            pretrained_cfg_overlay=overlay,
+            num_classes=num_classes,
+            **arguments,
+        )
+    except TypeError as error:
+        raise ValueError(f"the timm architecture {architecture!r} does not take {arguments}: {error}") from error
+    except RuntimeError as error:
+        if weights is None:
+            raise
+        raise ValueError(f"{weights} does not hold weights of {architecture!r}: {error}") from error

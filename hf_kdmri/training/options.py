@@ -1,0 +1,285 @@
+"""The options of a run: dataclasses, a YAML file over their defaults, flags over both."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from transformers import HfArgumentParser
+
+from hf_kdmri.training.arguments import DistillationTrainingArguments
+
+
+class OptionError(ValueError):
+    """An option that cannot be used, with the nearest one that can."""
+
+
+_SPLITS = ["patient_groups", "cvind", "random_slices"]
+
+
+@dataclass
+class DataOptions:
+    """Where the slices come from and how they are split."""
+
+    _argument_group_name = "data"
+
+    config: str | None = field(default=None, metadata={"help": "YAML file of options; flags override it."})
+    data_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder with the published zips, their one zip, or .mat files; without it they are downloaded."
+        },
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where the prepared data set is kept."})
+    phantom_slices: int | None = field(
+        default=None,
+        metadata={"help": "Generate this many phantom slices into the run folder and use them as the data."},
+    )
+    split: str = field(
+        default="patient_groups",
+        metadata={
+            "help": "Split: patient_groups (default), cvind (the authors' folds) or random_slices (leaks).",
+            "choices": _SPLITS,
+        },
+    )
+    fold: int = field(default=0, metadata={"help": "Fold that is tested on, 0 to 4."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on at most this many slices."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Validate and test on at most this many slices each."}
+    )
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that read and resize slices."}
+    )
+    augment: bool = field(default=True, metadata={"help": "Train on a random view of each slice, new in every epoch."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete an earlier run in output_dir first."})
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no run."""
+        if self.split not in _SPLITS:
+            raise OptionError(f"split is {self.split!r}; choose one of {', '.join(_SPLITS)}")
+        if not 0 <= self.fold <= 4:
+            raise OptionError(f"fold is {self.fold}; the folds are 0, 1, 2, 3 and 4")
+        for name in ("max_train_samples", "max_eval_samples", "phantom_slices"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"{name} is {value}; it must be at least 1, or absent for all slices")
+        if self.phantom_slices is not None and self.data_dir is not None:
+            raise OptionError("phantom_slices and data_dir both say where the slices come from; give one of them")
+
+
+@dataclass
+class ModelOptions:
+    """Which models, and what differs between the stages."""
+
+    _argument_group_name = "models"
+
+    teacher: str | None = field(
+        default=None, metadata={"help": "Folder or Hub name of a fine-tuned teacher; then no teacher is trained."}
+    )
+    teacher_architecture: str = field(default="tf_efficientnet_lite0", metadata={"help": "timm name of the teacher."})
+    teacher_pretrained: bool = field(
+        default=False, metadata={"help": "Start the teacher from timm's ImageNet weights (downloads from the Hub)."}
+    )
+    teacher_weights: str | None = field(
+        default=None, metadata={"help": "Local .safetensors file, in timm's keys, that the teacher starts from."}
+    )
+    teacher_image_size: int = field(default=224, metadata={"help": "Side of the teacher's input, pixels."})
+    teacher_drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the teacher."})
+    teacher_num_train_epochs: float | None = field(
+        default=None,
+        metadata={"help": "Epochs of the teacher, if not num_train_epochs. A --num_train_epochs flag wins."},
+    )
+    teacher_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the teacher, if not learning_rate."}
+    )
+    student_architecture: str = field(default="efficientvit_b0", metadata={"help": "timm name of the student."})
+    student_weights: str | None = field(
+        default=None, metadata={"help": "Local .safetensors file, in timm's keys, that both students start from."}
+    )
+    student_image_size: int = field(default=192, metadata={"help": "Side of the student's input, pixels."})
+    student_drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the student."})
+    num_scales: int = field(default=3, metadata={"help": "Stage maps compared between teacher and student."})
+    baseline: bool = field(default=True, metadata={"help": "Also train the student without a teacher, to compare."})
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that make no model."""
+        for name in ("teacher_image_size", "student_image_size"):
+            if getattr(self, name) < 32:
+                raise OptionError(f"{name} is {getattr(self, name)}; the stages need at least 32 pixels")
+
+
+OPTION_CLASSES = (DataOptions, ModelOptions, DistillationTrainingArguments)
+
+
+@dataclass
+class RunOptions:
+    """Everything one run was asked for."""
+
+    data: DataOptions
+    model: ModelOptions
+    training: DistillationTrainingArguments
+
+    def as_dict(self) -> dict[str, Any]:
+        """All options of this project, and transformers' own where they differ from their defaults, ready for YAML.
+
+        Reading the result back with `--config` gives an equal run.
+        """
+        flat: dict[str, Any] = {}
+        for options in (self.data, self.model):
+            flat.update(dataclasses.asdict(options))
+        own = {*DistillationTrainingArguments.__annotations__, *_ALWAYS_WRITTEN}
+        # Compared with fresh arguments, not with the fields' defaults: transformers derives many values on creation.
+        fresh = DistillationTrainingArguments()
+        for name in sorted(f.name for f in dataclasses.fields(fresh) if f.init and f.name not in _NEVER_WRITTEN):
+            value = _plain(getattr(self.training, name))
+            if name in own or value != _plain(getattr(fresh, name)):
+                flat[name] = value
+        flat.pop("config")
+        return flat
+
+
+_ALWAYS_WRITTEN = {"output_dir", "seed", "gradient_accumulation_steps", "bf16", "max_steps"}
+# The machine's own, or a secret.
+_NEVER_WRITTEN = {"use_cpu", "dataloader_pin_memory", "hub_token"}
+
+
+def parse_options(argv: Sequence[str] | None = None) -> RunOptions:
+    """Read the command line: defaults, then the YAML file of `--config`, then the flags.
+
+    Args:
+        argv: arguments without the program's name; default `sys.argv[1:]`.
+
+    Returns:
+        The options, checked.
+
+    Raises:
+        OptionError: an unknown key or flag (the nearest valid name is given), a value of the wrong type or out of
+            range, or a file that is no YAML mapping.
+        SystemExit: `--help`, or a flag whose value cannot be read.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(
+        list(OPTION_CLASSES),
+        prog="train_kd.py",
+        usage="accelerate launch train_kd.py [--config FILE] [--option VALUE ...]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        allow_abbrev=False,
+        formatter_class=_HelpFormatter,
+    )
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config")
+    config = early.parse_known_args(argv)[0].config
+    if config is not None:
+        parser.set_defaults(**read_config(config))
+    if any(arg.split("=")[0].replace("-", "_") == "__num_train_epochs" for arg in argv):
+        # The flag speaks for all stages; only a flag for the teacher alone says otherwise.
+        parser.set_defaults(teacher_num_train_epochs=None)
+    try:
+        data, model, training, unknown = parser.parse_args_into_dataclasses(
+            argv, return_remaining_strings=True, look_for_args_file=False
+        )
+    except OptionError:
+        raise
+    except ValueError as error:
+        raise OptionError(str(error)) from error
+    if unknown:
+        raise OptionError(_unknown("option", unknown[0].lstrip("-").split("=")[0], prefix="--"))
+    return RunOptions(data, model, training)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read and check a YAML file of options.
+
+    Args:
+        path: a flat mapping of option names to values.
+
+    Returns:
+        Values of the types that the options have.
+
+    Raises:
+        OptionError: see `parse_options`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise OptionError(f"no configuration file at {path}; configs/ holds demo.yaml and figshare.yaml")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise OptionError(f"{path} is not valid YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise OptionError(f"{path} must hold a mapping `option: value`, not a {type(values).__name__}")
+    hints = _type_hints()
+    checked = {}
+    for key, value in values.items():
+        if key not in hints or key == "config":
+            raise OptionError(f"{path}: {_unknown('key', str(key))}")
+        try:
+            checked[key] = _plain(TypeAdapter(hints[key]).validate_python(value))
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise OptionError(
+                f"{path}: {key} is {value!r}, a {type(value).__name__}, but must be {_type_name(hints[key])} ({reason})"
+            ) from error
+    return checked
+
+
+def write_config(options: RunOptions, path: str | Path) -> None:
+    """Write the options as resolved, so that `--config PATH` repeats the run."""
+    text = yaml.safe_dump(options.as_dict(), sort_keys=True, allow_unicode=True)
+    Path(path).write_text(
+        "# Options as resolved; `train_kd.py --config` on this file repeats the run.\n" + text, "utf-8"
+    )
+
+
+def _type_hints() -> dict[str, Any]:
+    hints: dict[str, Any] = {}
+    for options in OPTION_CLASSES:
+        resolved = typing.get_type_hints(options)
+        hints.update({f.name: resolved[f.name] for f in dataclasses.fields(options) if f.init})
+    return hints
+
+
+def _unknown(what: str, name: str, prefix: str = "") -> str:
+    near = difflib.get_close_matches(name.replace("-", "_"), _type_hints(), n=1, cutoff=0.5)
+    nearest = f"did you mean {prefix}{near[0]}?" if near else "`train_kd.py --help` lists all options"
+    return f"unknown {what} {prefix}{name}; {nearest}"
+
+
+def _type_name(hint: Any) -> str:
+    return getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Show defaults, and keep the lines of the description."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if isinstance(action, argparse._StoreFalseAction):
+            return f"Switch --{action.dest} off."
+        return super()._get_help_string(action)
+
+
+_DESCRIPTION = """Teach a small model what a large one knows about brain MRI: data, teacher, student alone, student
+distilled, evaluation, figures, a finished model folder. Options come from --config, flags override it."""
+
+_EPILOG = """examples:
+  accelerate launch train_kd.py --config configs/demo.yaml
+  accelerate launch train_kd.py --config configs/figshare.yaml --data_dir DIR --fold 0
+  accelerate launch train_kd.py --config configs/figshare.yaml --data_dir DIR --teacher runs/figshare/teacher
+"""

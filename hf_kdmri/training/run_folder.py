@@ -1,0 +1,125 @@
+"""The folder of one run: what is finished in it, and whether it belongs to this configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_kdmri.models import TimmClassifier
+from hf_kdmri.training.options import OptionError, RunOptions, write_config
+
+# Where things lie and how many processes read them does not change a result.
+_PLACES = {"output_dir", "overwrite_output_dir", "data_dir", "cache_dir", "preprocessing_num_workers"}
+
+
+@dataclass
+class RunFolder:
+    """A run's files: `teacher/`, `baseline/`, `student/`, `checkpoints/`, `figures/`, `history.jsonl`, `metrics.json`.
+
+    A model folder is written under another name and renamed when whole, so one that exists is finished.
+
+    Args:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def metrics_file(self) -> Path:
+        """`metrics.json`, written last: a run that has it is finished."""
+        return self.path / "metrics.json"
+
+    @property
+    def history_file(self) -> Path:
+        """`history.jsonl`: one JSON object per log, with its stage."""
+        return self.path / "history.jsonl"
+
+    def open(self, options: RunOptions) -> None:
+        """Make the folder ready; an earlier run of the same configuration is continued.
+
+        Args:
+            options: of the run to come.
+
+        Raises:
+            OptionError: the folder holds something else, or a run with other options (the difference is shown).
+        """
+        config = self.path / "config.yaml"
+        if config.is_file() and options.data.overwrite_output_dir:
+            shutil.rmtree(self.path)
+        if config.is_file():
+            self._refuse_other_options(config, options)
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise OptionError(f"{self.path} is not empty and holds no run; choose another --output_dir")
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "figures").mkdir(exist_ok=True)
+        write_config(options, config)
+
+    def _refuse_other_options(self, config: Path, options: RunOptions) -> None:
+        before = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+        now = options.as_dict()
+        changed = [
+            f"  {key}: {before.get(key, 'default')} there, {now.get(key, 'default')} now"
+            for key in sorted((before.keys() | now.keys()) - _PLACES)
+            if before.get(key, "default") != now.get(key, "default")
+        ]
+        if changed:
+            raise OptionError(
+                "\n".join(
+                    [f"{self.path} holds a run with other options:", *changed]
+                    + ["choose another --output_dir, or delete that run with --overwrite_output_dir"]
+                )
+            )
+
+    def model_folder(self, stage: str) -> Path:
+        """Where the finished model of a stage ("teacher", "baseline" or "student") lies."""
+        return self.path / stage
+
+    def has_model(self, stage: str) -> bool:
+        """Whether a stage is finished."""
+        return (self.model_folder(stage) / "config.json").is_file()
+
+    def save_model(self, stage: str, model: TimmClassifier) -> Path:
+        """Write a stage's finished model under another name, then rename it."""
+        folder = self.model_folder(stage)
+        unfinished = folder.with_name(f".{stage}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        model.save_pretrained(unfinished)
+        os.replace(unfinished, folder)
+        return folder
+
+    def checkpoints(self, stage: str) -> Path:
+        """Where the trainer of a stage keeps its checkpoints."""
+        return self.path / "checkpoints" / stage
+
+    def write_history(self, stage: str, log_history: Iterable[Mapping[str, Any]]) -> None:
+        """Replace one stage's lines in `history.jsonl`."""
+        lines = [row for row in self.read_history() if row["stage"] != stage]
+        lines += [{"stage": stage, **row} for row in log_history]
+        _write_atomically(self.history_file, lambda: "".join(json.dumps(line) + "\n" for line in lines))
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """All lines of `history.jsonl`, in the order of the stages."""
+        if not self.history_file.is_file():
+            return []
+        return [json.loads(line) for line in self.history_file.read_text(encoding="utf-8").splitlines()]
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Write `metrics.json`, which marks the run as finished."""
+        _write_atomically(self.metrics_file, lambda: json.dumps(metrics, indent=2) + "\n")
+
+    def read_metrics(self) -> dict[str, Any] | None:
+        """`metrics.json`, or None while the run is not finished."""
+        return json.loads(self.metrics_file.read_text(encoding="utf-8")) if self.metrics_file.is_file() else None
+
+
+def _write_atomically(path: Path, text: Callable[[], str]) -> None:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text(), encoding="utf-8")
+    os.replace(unfinished, path)

@@ -1,0 +1,146 @@
+"""The stages of a run: train one model, with or without a teacher, and predict with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import f1_score
+from transformers import EvalPrediction, TrainerCallback, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_kdmri.data.augmentation import RandomViews
+from hf_kdmri.data.views import ViewDataset, collate_views
+from hf_kdmri.distillation import DistillationModel
+from hf_kdmri.models import StudentForImageClassification, TeacherForImageClassification, TimmClassifier
+from hf_kdmri.training.arguments import DistillationTrainingArguments
+from hf_kdmri.training.options import RunOptions
+from hf_kdmri.training.run_folder import RunFolder
+from hf_kdmri.training.trainer import DistillationTrainer
+
+STAGES = ("teacher", "baseline", "student")
+
+
+def build_teacher(options: RunOptions, labels: list[str]) -> TeacherForImageClassification:
+    """The untrained (or ImageNet-trained) teacher that a run fine-tunes."""
+    set_seed(options.training.seed)
+    return TeacherForImageClassification.from_timm(
+        options.model.teacher_architecture,
+        labels=labels,
+        image_size=options.model.teacher_image_size,
+        pretrained=options.model.teacher_pretrained,
+        weights=options.model.teacher_weights,
+        drop_path_rate=options.model.teacher_drop_path_rate,
+        num_scales=options.model.num_scales,
+    )
+
+
+def build_student(options: RunOptions, labels: list[str]) -> StudentForImageClassification:
+    """The student; baseline and distilled student start from the same weights."""
+    set_seed(options.training.seed)
+    return StudentForImageClassification.from_timm(
+        options.model.student_architecture,
+        labels=labels,
+        image_size=options.model.student_image_size,
+        weights=options.model.student_weights,
+        drop_path_rate=options.model.student_drop_path_rate,
+        num_scales=options.model.num_scales,
+    )
+
+
+def train_stage(
+    stage: str,
+    model: TimmClassifier,
+    teacher: TimmClassifier | None,
+    views: dict[str, ViewDataset],
+    options: RunOptions,
+    run: RunFolder,
+) -> dict[str, float]:
+    """Train one model to the end, from the last checkpoint where there is one, and save it in the run folder.
+
+    Args:
+        stage: "teacher", "baseline" or "student".
+        model: what trains; it is changed in place.
+        teacher: what it learns from, or None.
+        views: "train" and "validation".
+        options: of the run.
+        run: the run's folder.
+
+    Returns:
+        `seconds` and `images_per_second` of the training.
+    """
+    trainer = DistillationTrainer(
+        model=DistillationModel(model, teacher),
+        args=_stage_arguments(stage, options, run),
+        augmentation=RandomViews() if options.data.augment else None,
+        train_dataset=views["train"],
+        eval_dataset=views["validation"],
+        data_collator=collate_views,
+        compute_metrics=_validation_metrics,
+        callbacks=[_HistoryCallback(stage, run)],
+    )
+    checkpoints = run.checkpoints(stage)
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    started = time.perf_counter()
+    result = trainer.train(resume_from_checkpoint=last)
+    if trainer.is_world_process_zero():
+        run.save_model(stage, model)
+    trainer.accelerator.wait_for_everyone()
+    return {
+        "seconds": round(time.perf_counter() - started, 1),
+        "images_per_second": round(result.metrics["train_samples_per_second"], 1),
+    }
+
+
+def predict_probabilities(model: TimmClassifier, views: ViewDataset, arguments: DistillationTrainingArguments) -> np.ndarray:
+    """Class probabilities of every view, computed by all processes together.
+
+    Args:
+        model: the model; `views` must have its input size.
+        views: N views.
+        arguments: for batch size, device and precision.
+
+    Returns:
+        (N, C) float64 in the views' order, each row summing to 1; the same on every process.
+    """
+    if views.size != model.image_size:
+        raise ValueError(f"the views have {views.size} pixels, the model expects {model.image_size}")
+    # Full precision: reported numbers are those of the saved weights, as any user's pipeline gives them.
+    arguments = dataclasses.replace(arguments, bf16=False, fp16=False, push_to_hub=False, eval_strategy="no")
+    trainer = DistillationTrainer(model=DistillationModel(model), args=arguments, data_collator=collate_views)
+    logits = trainer.predict(views).predictions
+    return torch.from_numpy(logits).double().softmax(1).numpy()
+
+
+def _stage_arguments(stage: str, options: RunOptions, run: RunFolder) -> DistillationTrainingArguments:
+    changes: dict[str, Any] = {"output_dir": str(run.checkpoints(stage)), "push_to_hub": False}
+    if stage == "teacher":
+        if options.model.teacher_num_train_epochs is not None:
+            changes["num_train_epochs"] = options.model.teacher_num_train_epochs
+        if options.model.teacher_learning_rate is not None:
+            changes["learning_rate"] = options.model.teacher_learning_rate
+    return dataclasses.replace(options.training, **changes)
+
+
+def _validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    labels, classes = prediction.label_ids, prediction.predictions.argmax(1)
+    every_class = list(range(prediction.predictions.shape[1]))
+    return {
+        "accuracy": float((classes == labels).mean()),
+        "macro_f1": float(f1_score(labels, classes, labels=every_class, average="macro", zero_division=0)),
+    }
+
+
+class _HistoryCallback(TrainerCallback):
+    """Keep `history.jsonl` current, so that a run can be watched and an interrupted one has its curves."""
+
+    def __init__(self, stage: str, run: RunFolder) -> None:
+        self.stage, self.run = stage, run
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write what has been logged so far."""
+        if state.is_world_process_zero:
+            self.run.write_history(self.stage, state.log_history)

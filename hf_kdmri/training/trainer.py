@@ -1,0 +1,159 @@
+"""A `Trainer` for `DistillationModel`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import Trainer
+
+from hf_kdmri.data.augmentation import RandomViews
+from hf_kdmri.distillation import DistillationModel
+from hf_kdmri.training.arguments import DistillationTrainingArguments
+
+HEAD_FILE = "distillation_head.safetensors"
+STUDENT_FILE = "model.safetensors"
+
+
+class DistillationTrainer(Trainer):
+    """Train a `DistillationModel`: cross-entropy, and what the teacher adds.
+
+    A checkpoint is the student's own folder (loadable by `from_pretrained`), `distillation_head.safetensors` if
+    anything trains beside the student, and the optimiser's state; the teacher is never saved. Every term of the loss
+    is logged apart (`loss_ce`, `loss_kd`, `loss_geometry`), unweighted, as is the accuracy on the training views.
+
+    All terms are means over a micro-batch and none relates two images, so the loss does not depend on how a batch is
+    divided over accumulation steps or processes (of equal size).
+
+    Args:
+        model: a `DistillationModel`.
+        args: `DistillationTrainingArguments`.
+        augmentation: draws one view per image for training, given batches with an `index`; None trains on the views
+            as they are.
+        **kwargs: passed on to `transformers.Trainer`.
+
+    Raises:
+        TypeError: the model is no `DistillationModel`.
+        ValueError: the model was built with other loss options than the arguments'.
+    """
+
+    args: DistillationTrainingArguments
+    loss_is_scaled_for_ga = False  # per-batch means: Trainer divides by the accumulation steps
+
+    def __init__(
+        self,
+        model: DistillationModel,
+        args: DistillationTrainingArguments,
+        *,
+        augmentation: RandomViews | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(model, DistillationModel):
+            raise TypeError(
+                f"expected a DistillationModel, got {type(model).__name__}: DistillationModel(student, teacher)"
+            )
+        if model.chosen_loss_options not in (None, args.loss_options()):
+            raise ValueError(
+                f"the model was built with {model.chosen_loss_options}, the arguments say {args.loss_options()}: "
+                "give the numbers of the loss in one place, in DistillationTrainingArguments"
+            )
+        model.loss_options = args.loss_options()
+        if args.teacher_torch_dtype() is not None:
+            model.teacher_dtype = args.teacher_torch_dtype()
+        if args.channels_last and not model.channels_last:
+            model.use_channels_last()
+        self._term_sums: dict[str, Tensor] = {}
+        self._term_count = 0
+        super().__init__(model=model, args=args, **kwargs)
+        self.augmentation = augmentation
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Augment, run both models on the same view, and weigh the terms.
+
+        Args:
+            model: the (wrapped) `DistillationModel`.
+            inputs: `pixel_values` (B, C, H, W), `labels` (B,), and `index` (B,) where views are augmented.
+            return_outputs: also return the logits.
+            num_items_in_batch: not used; every term is a mean over the batch.
+
+        Returns:
+            The loss, a scalar; with `return_outputs`, also `{"loss", "logits"}`.
+        """
+        pixel_values, labels = inputs["pixel_values"], inputs["labels"]
+        if model.training and self.augmentation is not None:
+            epoch = int(self.state.epoch or 0)
+            pixel_values = self.augmentation(pixel_values, inputs["index"], seed=self.args.seed, epoch=epoch)
+        outputs = model(pixel_values, labels=labels)
+        loss = outputs["loss"]
+        if model.training:
+            warmup = self._warmup()
+            if warmup < 1:
+                loss = self.accelerator.unwrap_model(model).total(outputs["terms"], warmup)
+            hits = (outputs["logits"].detach().argmax(1) == labels).float().mean()
+            self._collect({**{f"loss_{name}": term for name, term in outputs["terms"].items()}, "train_accuracy": hits})
+        return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
+
+    def _warmup(self) -> float:
+        steps = self.args.distillation_warmup * self.state.max_steps
+        return 1.0 if self.state.global_step >= steps else self.state.global_step / steps
+
+    def _collect(self, values: dict[str, Tensor]) -> None:
+        # Sums stay on the device: reading a number here would make the step wait for it.
+        for name, value in values.items():
+            self._term_sums[name] = self._term_sums.get(name, 0) + value.detach().float()
+        self._term_count += 1
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the mean of every term since the last log, over all processes, to a training log."""
+        if "loss" in logs and self._term_count:
+            names = sorted(self._term_sums)
+            means = torch.stack([self._term_sums[name] for name in names]) / self._term_count
+            means = self.accelerator.reduce(means, reduction="mean").tolist()
+            logs.update(zip(names, means, strict=True))
+            self._term_sums, self._term_count = {}, 0
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        model = self._distillation_model()
+        model.student.save_pretrained(folder)
+        if head := model.head_state_dict():
+            save_file({key: value.contiguous() for key, value in head.items()}, folder / HEAD_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        self._restore(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self._restore(self.state.best_model_checkpoint)
+
+    def _restore(self, checkpoint: str) -> None:
+        folder = Path(checkpoint)
+        if not (folder / STUDENT_FILE).is_file():
+            raise FileNotFoundError(
+                f"no {STUDENT_FILE} in {folder}; it is not a checkpoint, or it was cut short: remove it"
+            )
+        model = self._distillation_model()
+        model.student.load_state_dict(load_file(folder / STUDENT_FILE))
+        expected = model.head_state_dict()
+        if not expected:
+            return
+        saved = load_file(folder / HEAD_FILE)
+        if saved.keys() != expected.keys():
+            raise ValueError(
+                f"{folder / HEAD_FILE} belongs to other losses: it lacks {sorted(expected.keys() - saved.keys())}"
+            )
+        model.load_state_dict(saved, strict=False)
+
+    def _distillation_model(self) -> DistillationModel:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)

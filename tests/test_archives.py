@@ -1,0 +1,172 @@
+"""Slices are found and read in every packaging, and unsafe or broken archives are refused."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zipfile
+
+import pytest
+
+from hf_kdmri.data import archives
+from hf_kdmri.data.archives import DataFolderError, SliceEntry, SliceReader, find_slices, read_slices
+from hf_kdmri.data.mat_file import SliceFileError
+from tests.data_fixtures import write_zip
+
+MATS = {f"{number}.mat": f"slice {number}".encode() * 50 for number in (1, 2, 10, 11)}
+
+
+def as_zip(members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def halves() -> dict[str, bytes]:
+    names = list(MATS)
+    return {
+        f"brainTumorDataPublic_{part}.zip": as_zip({name: MATS[name] for name in names[part::2]}) for part in range(2)
+    }
+
+
+def lay_out(folder, layout: str) -> None:
+    if layout == "zips":
+        for name, data in halves().items():
+            (folder / name).write_bytes(data)
+    elif layout == "all in one":
+        write_zip(folder / "1512427.zip", {**halves(), "README.txt": b"x", "cvind.mat": b"x"}, zipfile.ZIP_STORED)
+    elif layout == "all in one, packed":
+        write_zip(folder / "1512427.zip", {f"deep/{name}": data for name, data in halves().items()})
+    elif layout == "kaggle":
+        members = {f"dataSet/part/{name}": data for name, data in MATS.items()}
+        write_zip(folder / "archive.zip", {**members, "dataSet/cvind.mat": b"x", "__MACOSX/dataSet/._1.mat": b"x"})
+    elif layout == "loose":
+        (folder / "a" / "b").mkdir(parents=True)
+        for name, data in MATS.items():
+            (folder / ("a" if name < "2" else "a/b") / name).write_bytes(data)
+    (folder / "cvind.mat").write_bytes(b"x")
+    (folder / "notes.txt").write_text("x")
+
+
+@pytest.mark.parametrize("layout", ["zips", "all in one", "all in one, packed", "kaggle", "loose"])
+def test_every_layout_gives_the_same_slices(tmp_path, layout):
+    lay_out(tmp_path, layout)
+    before = sorted(tmp_path.rglob("*"))
+    entries = pickle.loads(pickle.dumps(find_slices(tmp_path)))
+    assert [entry.number for entry in entries] == [1, 2, 10, 11]
+    assert {f"{entry.number}.mat": data for entry, data in read_slices(entries)} == MATS
+    with SliceReader() as reader:  # one by one, in any order
+        for entry in reversed(entries):
+            assert reader.read(entry) == MATS[f"{entry.number}.mat"]
+    assert sorted(tmp_path.rglob("*")) == before  # nothing extracted
+
+
+def test_one_zip_is_a_data_dir_too(tmp_path):
+    lay_out(tmp_path, "kaggle")
+    assert len(find_slices(tmp_path / "archive.zip")) == 4
+
+
+@pytest.mark.parametrize("content", [None, "notes.txt", "empty.zip"])
+def test_nothing_to_read_names_the_ways_on(tmp_path, content):
+    if content == "empty.zip":
+        write_zip(tmp_path / content, {"README.txt": b"x"})
+    elif content:
+        (tmp_path / content).write_text("x")
+    with pytest.raises(DataFolderError, match="published zips.*make demo") as refusal:
+        find_slices(tmp_path)
+    assert str(tmp_path) in str(refusal.value)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(DataFolderError, match="no such folder.*make demo"):
+        find_slices(tmp_path / "none")
+
+
+@pytest.mark.parametrize("keep", [0, 10, 200, -5, -30])
+def test_zip_cut_short(tmp_path, keep):
+    data = as_zip(MATS)
+    (tmp_path / "brainTumorDataPublic_1-766.zip").write_bytes(data[:keep])
+    with pytest.raises(DataFolderError, match=r"brainTumorDataPublic_1-766\.zip.*download it again"):
+        find_slices(tmp_path)
+
+
+def test_inner_zip_cut_short(tmp_path):
+    write_zip(tmp_path / "all.zip", {"inner.zip": as_zip(MATS)[:-30]})
+    with pytest.raises(DataFolderError, match=r"all\.zip/inner\.zip.*download it again"):
+        find_slices(tmp_path)
+
+
+def test_damaged_member(tmp_path):
+    path = write_zip(tmp_path / "a.zip", MATS, zipfile.ZIP_STORED)
+    data = bytearray(path.read_bytes())
+    data[60] ^= 0xFF
+    path.write_bytes(data)
+    entries = find_slices(tmp_path)
+    with pytest.raises(DataFolderError, match=r"a\.zip/1\.mat.*damaged.*download"):
+        list(read_slices(entries))
+
+
+@pytest.mark.parametrize(
+    "name", ["../1.mat", "a/../../1.mat", "/etc/1.mat", "C:/1.mat", "C:1.mat", "..\\1.mat", "\\\\host\\share\\1.mat"]
+)
+def test_paths_that_leave_the_folder(tmp_path, name):
+    write_zip(tmp_path / "evil.zip", {"2.mat": b"x", name: b"x"})
+    with pytest.raises(DataFolderError, match=r"evil\.zip: holds .*refused"):
+        find_slices(tmp_path)
+
+
+def test_zip_bombs(tmp_path, monkeypatch):
+    write_zip(tmp_path / "bomb.zip", {"1.mat": bytes(8 * 2**20)})
+    with pytest.raises(DataFolderError, match=r"bomb\.zip/1\.mat: 8388608 bytes from"):
+        find_slices(tmp_path)
+    monkeypatch.setattr(archives, "MAX_MAT_BYTES", 100)
+    write_zip(tmp_path / "bomb.zip", {"1.mat": bytes(range(200))}, zipfile.ZIP_STORED)
+    with pytest.raises(DataFolderError, match="more than a slice archive can need"):
+        find_slices(tmp_path)
+
+
+def test_size_that_lies(tmp_path):
+    path = write_zip(tmp_path / "lie.zip", {"1.mat": bytes(range(256)) * 4})
+    data = bytearray(path.read_bytes())
+    central = data.index(b"PK\x01\x02")
+    data[central + 24 : central + 28] = struct.pack("<I", 10)  # claims 10 bytes
+    path.write_bytes(data)
+    with pytest.raises(DataFolderError, match="damaged"):
+        list(read_slices(find_slices(tmp_path)))
+
+
+def test_encrypted_member(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {"1.mat": b"x"})
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    with pytest.raises(DataFolderError, match="encrypted"):
+        list(read_slices(find_slices(tmp_path)))
+
+
+def test_nesting_has_a_limit(tmp_path):
+    write_zip(tmp_path / "a.zip", {"b.zip": as_zip({"c.zip": as_zip(MATS)})})
+    with pytest.raises(DataFolderError, match=r"a\.zip/b\.zip/c\.zip.*nested"):
+        find_slices(tmp_path)
+
+
+def test_two_files_for_one_slice(tmp_path):
+    write_zip(tmp_path / "a.zip", MATS)
+    (tmp_path / "10.mat").write_bytes(b"x")
+    with pytest.raises(DataFolderError, match=r"two files claim slice 10: .*10\.mat.*keep one") as refusal:
+        find_slices(tmp_path)
+    assert "a.zip/10.mat" in str(refusal.value)
+
+
+def test_a_mat_that_is_no_slice_is_not_passed_over(tmp_path):
+    write_zip(tmp_path / "a.zip", {**MATS, "results.mat": b"x"})
+    with pytest.raises(SliceFileError, match=r"a\.zip/results\.mat"):
+        find_slices(tmp_path)
+
+
+def test_file_removed_meanwhile(tmp_path):
+    with SliceReader() as reader, pytest.raises(DataFolderError, match="cannot be read"):
+        reader.read(SliceEntry(1, str(tmp_path / "1.mat")))
