@@ -53,6 +53,7 @@ and Zhao, Jie and Feng, Yanqiu and Feng, Qianjin and Chen, Wufan},
 @misc{cheng2017figshare,
   title = {brain tumor dataset}, author = {Cheng, Jun}, publisher = {figshare}, doi = {10.6084/m9.figshare.1512427}
 }"""
+DESCRIPTION = "3064 T1-weighted contrast-enhanced brain MRI slices of 233 PIDs with one of three tumours."
 PNG_LEVEL = 1  # level 6 takes 3 times as long for 15 % fewer bytes
 
 
@@ -79,7 +80,7 @@ class FigshareBrainTumorConfig(datasets.BuilderConfig):
         """
         check_config(self.name)
         check_fold(self.fold)
-        low_high = self.window_percentiles = tuple(self.window_percentiles)
+        low_high = tuple(self.window_percentiles)
         if len(low_high) != 2 or not 0 <= low_high[0] < low_high[1] <= 100:
             raise ValueError(f"window_percentiles is {low_high}; give two numbers with 0 <= lower < upper <= 100")
         if self.data_dir is not None:
@@ -127,7 +128,7 @@ class FigshareBrainTumor(datasets.GeneratorBasedBuilder):
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(
-            description=f"{type(self).__doc__.splitlines()[0]} {self.config.description}",
+            description=f"{DESCRIPTION} {self.config.description}",
             features=datasets.Features(
                 {
                     "image": datasets.Image(mode="L"),

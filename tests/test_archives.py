@@ -12,7 +12,7 @@ import pytest
 from hf_kdmri.data import archives
 from hf_kdmri.data.archives import DataFolderError, SliceEntry, SliceReader, find_slices, read_slices
 from hf_kdmri.data.mat_file import SliceFileError
-from tests.data_fixtures import write_zip
+from data_fixtures import write_zip
 
 MATS = {f"{number}.mat": f"slice {number}".encode() * 50 for number in (1, 2, 10, 11)}
 

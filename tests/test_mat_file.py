@@ -21,7 +21,7 @@ from hf_kdmri.data.mat_file import (
     slice_number,
     window_to_uint8,
 )
-from tests.data_fixtures import BORDER, SIZE, asymmetric_image, edited_mat, good_mat, with_field
+from data_fixtures import BORDER, SIZE, asymmetric_image, edited_mat, good_mat, with_field
 
 
 def test_fields_arrive_in_image_coordinates():

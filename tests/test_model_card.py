@@ -67,7 +67,7 @@ def test_metadata_follow_the_hubs_rules(folder) -> None:
     assert data["pipeline_tag"] == "image-classification"
     assert data["library_name"] == "transformers"
     assert data["license"] == "apache-2.0"
-    assert data["datasets"] == "jane/figshare-brain-tumor"
+    assert data["datasets"] == ["jane/figshare-brain-tumor"]
     assert data["metrics"] == ["accuracy", "f1"]
     (result,) = data["model-index"][0]["results"]
     assert result["task"]["type"] == "image-classification"
@@ -95,7 +95,7 @@ def test_the_page_says_what_it_must(folder) -> None:
         "fold 3, seed 17",
         "| Teacher | tf_efficientnet_lite2 | 94.3 % |",
         "| Student alone | test_vit | 89.3 % |",
-        "| Distilled student | test_vit | 92.2 % | 90.5 % | 87.5 % | 371,000".replace("371,000", "0.37 M"),
+        "| Distilled student | test_vit | 92.2 % | 90.5 % | 87.5 % | 0.37 M |",
         "| Distilled student | 81.1 % | 90.2 % | – |",
         "| Distilled student | 87.5 % | 86.1 % | 85.2 % | 42 |",
         "accelerate launch train_kd.py --config configs/figshare.yaml --fold 3",
@@ -124,6 +124,12 @@ def test_phantom_cards_are_loud_and_claim_nothing_about_mri(folder) -> None:
     assert card.data.datasets is None
     assert {result.dataset_name for result in card.data.eval_results} == {"Generated phantom slices"}
     assert "not-for-use" in card.data.tags
+    assert "names the tumour" not in card.text
+
+
+def test_a_run_without_a_baseline_does_not_speak_of_one(folder) -> None:
+    results = [row for row in make_facts().results if row["model"] != "Student alone"]
+    assert "Student alone" not in write_student_card(folder, make_facts(results=results)).read_text("utf-8")
 
 
 @pytest.mark.parametrize(

@@ -31,17 +31,20 @@ def test_a_dry_run_lists_what_would_be_sent_and_sends_nothing(folder, monkeypatc
 def test_a_push_sends_what_the_dry_run_listed(folder, monkeypatch) -> None:
     from huggingface_hub import CommitInfo, HfApi
 
-    sent: dict = {}
+    sent: dict = {"commits": 0}
 
     def create_commit(self, repo_id, operations, **kwargs):
+        sent["commits"] += 1
         sent.update(repo_id=repo_id, files=[operation.path_in_repo for operation in operations])
-        return CommitInfo(commit_url="https://hub/jane/x/commit/1", commit_message="", commit_description="", oid="1")
+        return CommitInfo(
+            commit_url="https://huggingface.co/jane/x/commit/1", commit_message="", commit_description="", oid="1"
+        )
 
     monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **kwargs: sent.update(kwargs))
-    monkeypatch.setattr(HfApi, "_validate_yaml", lambda self, **kwargs: None)
     monkeypatch.setattr(HfApi, "create_commit", create_commit)
     push = push_folder(folder, "jane/x", private=True)
     assert sent["files"] == [name for name, _ in push_folder(folder, "jane/x", dry_run=True).files]
+    assert sent["commits"] == 1
     assert sent["private"] is True
     assert sent["exist_ok"] is True
     assert push.url.endswith("/commit/1")

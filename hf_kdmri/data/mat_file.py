@@ -10,6 +10,8 @@ from typing import BinaryIO
 import h5py
 import numpy as np
 
+from hf_kdmri.data.bounded_hdf5 import read_bounded
+
 LABEL_NAMES = ("meningioma", "glioma", "pituitary")  # the file's labels 1, 2, 3 are our 0, 1, 2
 MAX_SIDE = 4096  # pixels; a file that claims more would only exhaust memory (published: 512, a few 256)
 _MAX_PID_LENGTH = 64
@@ -246,7 +248,7 @@ class _Fields:
                 )
             if "MATLAB_empty" in dataset.attrs:  # MATLAB stores an empty array as its shape
                 return np.zeros((0, 0), dataset.dtype)
-            value = dataset[()]
+            value = read_bounded(dataset)
             return value.astype(np.uint8 if value.dtype.kind == "b" else value.dtype.newbyteorder("="), copy=False)
         except SliceFileError:
             raise

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 from numpy.random import Generator
 from PIL import Image, ImageDraw
 
@@ -164,7 +165,7 @@ def _scans(rng: Generator, label: int, slices: int, drawn_ids: set[int]) -> list
     return [(f"MR9{number}{suffix}", count) for suffix, count in zip(suffixes, counts, strict=True)]
 
 
-def _share(total: int, weights: object, at_least: object) -> list[int]:
+def _share(total: int, weights: npt.ArrayLike, at_least: npt.ArrayLike) -> list[int]:
     """Divide `total` in proportion to the weights, giving each its least first."""
     shares = np.array(at_least, dtype=int)
     ideal = np.array(weights, dtype=float) / np.sum(weights) * total

@@ -17,7 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from hf_kdmri.evaluation.report import escape_markdown, results_table
 from hf_kdmri.hub.card_text import CITATION, PIPELINE_SNIPPET, SPLITS, TIMM_SNIPPET, WINDOW_SNIPPET
 
-STUDENT_ROW = "Distilled student"
+STUDENT_ROW, BASELINE_ROW = "Distilled student", "Student alone"
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ def write_student_card(folder: str | Path, facts: StudentCardFacts) -> Path:
         recalls=_recall_table(facts.results, labels),
         patients=_patient_table(facts.results),
         losses=_Markdown("".join(f"- {escape_markdown(k)}: {escape_markdown(v)}\n" for k, v in facts.losses.items())),
+        has_baseline=any(row["model"] == BASELINE_ROW for row in facts.results),
         versions=", ".join(f"{name} {version}" for name, version in facts.versions.items()),
         height=height,
         width=width,
@@ -182,7 +183,7 @@ def _metadata(facts: StudentCardFacts, student: Mapping[str, Any]) -> ModelCardD
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=[*tags, "generated-phantoms", "not-for-use"] if facts.phantom else tags,
-        datasets=None if facts.phantom else facts.dataset_id,
+        datasets=None if facts.phantom or facts.dataset_id is None else [facts.dataset_id],
         metrics=["accuracy", "f1"],
         eval_results=evaluations,
     )

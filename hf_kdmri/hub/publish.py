@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
@@ -16,8 +16,17 @@ logger = logging.getLogger(__name__)
 REQUIRED_FILES = ("config.json", "model.safetensors")
 # Training state, pickles, secrets and caches: never part of a published model.
 IGNORED = (
-    "checkpoint-*", "checkpoint-*/*", "*.bin", "*.pt", "*.pth", "*.pkl", "distillation_head.safetensors",
-    "trainer_state.json", ".*", "*/.*", "*__pycache__*",
+    "checkpoint-*",
+    "checkpoint-*/*",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.pkl",
+    "distillation_head.safetensors",
+    "trainer_state.json",
+    ".*",
+    "*/.*",
+    "*__pycache__*",
 )
 
 _REASONS = {
@@ -110,10 +119,10 @@ def push_folder(folder: str | Path, repo_id: str, *, private: bool = False, dry_
     api = HfApi(library_name="hf_kdmri")
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            ignore_patterns=list(IGNORED),  # a fresh list: upload_folder appends to it
+        # Not upload_folder: since huggingface_hub 2 it may split a folder over several commits.
+        commit = api.create_commit(
+            repo_id,
+            operations=[CommitOperationAdd(name, folder / name) for name, _ in files],
             commit_message="Upload the distilled student",
         )
     except HfHubHTTPError as error:
