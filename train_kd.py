@@ -37,6 +37,7 @@ def main() -> None:
     transformers.utils.logging.set_verbosity_error()
     try:
         options = parse_options()
+        options.training.apply_cpu_threads()
         state = PartialState(cpu=options.training.use_cpu)
         run = RunFolder(Path(options.training.output_dir))
         if state.is_main_process:

@@ -12,7 +12,7 @@ import pytest
 from hf_kdmri.data import archives
 from hf_kdmri.data.archives import DataFolderError, SliceEntry, SliceReader, find_slices, read_slices
 from hf_kdmri.data.mat_file import SliceFileError
-from data_fixtures import write_zip
+from tests.data_fixtures import write_zip
 
 MATS = {f"{number}.mat": f"slice {number}".encode() * 50 for number in (1, 2, 10, 11)}
 
@@ -75,13 +75,13 @@ def test_nothing_to_read_names_the_ways_on(tmp_path, content):
         write_zip(tmp_path / content, {"README.txt": b"x"})
     elif content:
         (tmp_path / content).write_text("x")
-    with pytest.raises(DataFolderError, match="published zips.*make demo") as refusal:
+    with pytest.raises(DataFolderError, match=r"published zips.*make demo") as refusal:
         find_slices(tmp_path)
     assert str(tmp_path) in str(refusal.value)
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(DataFolderError, match="no such folder.*make demo"):
+    with pytest.raises(DataFolderError, match=r"no such folder.*make demo"):
         find_slices(tmp_path / "none")
 
 

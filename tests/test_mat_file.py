@@ -21,7 +21,7 @@ from hf_kdmri.data.mat_file import (
     slice_number,
     window_to_uint8,
 )
-from data_fixtures import BORDER, SIZE, asymmetric_image, edited_mat, good_mat, with_field
+from tests.data_fixtures import BORDER, SIZE, asymmetric_image, edited_mat, good_mat, with_field
 
 
 def test_fields_arrive_in_image_coordinates():
@@ -199,7 +199,9 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     """Flip, overwrite, cut, or double some bytes, mostly in the metadata at the start."""
     changed = bytearray(data)
     for _ in range(rng.choice([1, 1, 2, 5, 20])):
-        position = rng.randrange(512, len(changed)) if rng.random() < 0.5 else rng.randrange(512, min(len(changed), 4000))
+        position = (
+            rng.randrange(512, len(changed)) if rng.random() < 0.5 else rng.randrange(512, min(len(changed), 4000))
+        )
         kind = rng.random()
         if kind < 0.4:
             changed[position] ^= 1 << rng.randrange(8)

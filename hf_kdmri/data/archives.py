@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -205,7 +204,7 @@ def _entries_in_zip(archive: zipfile.ZipFile, path: str, shown: str, outer: tupl
 def _open_zip(source: str | io.BytesIO, name: str) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(source)
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+    except Exception as error:  # besides BadZipFile, a damaged file gives struct.error, IndexError and others
         raise DataFolderError(
             f"{name}: not a complete zip file ({error}); it may be cut short: download it again"
         ) from error
@@ -218,7 +217,9 @@ def _read_member(archive: zipfile.ZipFile, member: str, name: str, max_bytes: in
         if info.flag_bits & 1:
             raise DataFolderError(f"{name}: is encrypted; use the published archives, which are not")
         return archive.read(info)  # zipfile stops at the declared size and checks the CRC
-    except (KeyError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+    except DataFolderError:
+        raise
+    except Exception as error:  # zlib.error, EOFError, NotImplementedError, struct.error: zipfile lists none
         raise DataFolderError(f"{name}: damaged inside its archive ({error}); download the archive again") from error
 
 
@@ -232,9 +233,10 @@ def _refuse_unsafe_size(member: zipfile.ZipInfo, name: str, max_bytes: int) -> N
 
 def _refuse_unsafe_name(member: str, archive: str) -> None:
     windows = PureWindowsPath(member)  # splits at / and \ and knows drive letters
-    if windows.is_absolute() or windows.drive or windows.root or ".." in windows.parts:
+    if windows.is_absolute() or windows.drive or windows.root or ".." in windows.parts or not windows.parts:
         raise DataFolderError(
-            f"{archive}: holds {member!r}, an absolute or parent path, which is refused; use the published archives"
+            f"{archive}: holds {member!r}, an absolute, parent or empty path, which is refused; use the published "
+            f"archives"
         )
 
 

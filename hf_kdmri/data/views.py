@@ -80,8 +80,7 @@ def prepare_views(
     The result is an Arrow file beside the data set's own cache, memory-mapped, keyed by the data and the arguments, so
     a second run and every process of a distributed one read it without decoding anything.
 
-    The picture is fitted into the square with its aspect ratio kept and black at the sides, bicubic, exactly as the
-    saved models' own image processor does.
+    The picture is resized bicubically, exactly as the saved models' own image processor does.
 
     Args:
         dataset: one split with an `Image` column and a `ClassLabel` column.
@@ -96,7 +95,7 @@ def prepare_views(
     """
     grey = dataset[0][image_column].mode in ("L", "1") if len(dataset) else True
     views = dataset.map(
-        _fit_batch,
+        _resize_batch,
         fn_kwargs={"size": size, "mode": "L" if grey else "RGB", "image_column": image_column},
         batched=True,
         batch_size=64,
@@ -112,24 +111,15 @@ def prepare_views(
     return ViewDataset(chunks, np.asarray(dataset[label_column], dtype=np.int64), size)
 
 
-def fit_to_square(image: Image.Image, size: int) -> Image.Image:
-    """Resize so that the longer side is `size` pixels and pad the rest with black, the picture centred."""
-    width, height = image.size
-    longer = max(width, height)
-    if (width, height) != (size, size):
-        fitted = (max(1, round(width * size / longer)), max(1, round(height * size / longer)))
-        image = image.resize(fitted, Image.Resampling.BICUBIC)
-    if image.size == (size, size):
-        return image
-    canvas = Image.new(image.mode, (size, size))
-    canvas.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
-    return canvas
+def resize_to_square(image: Image.Image, size: int) -> Image.Image:
+    """Resize to `size` × `size` pixels, bicubic, whatever the aspect ratio, as the saved models' processor does."""
+    return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def _fit_batch(batch: dict[str, list], size: int, mode: str, image_column: str) -> dict[str, list[bytes]]:
+def _resize_batch(batch: dict[str, list], size: int, mode: str, image_column: str) -> dict[str, list[bytes]]:
     views = []
     for image in batch[image_column]:
-        pixels = np.asarray(fit_to_square(image.convert(mode), size))
+        pixels = np.asarray(resize_to_square(image.convert(mode), size))
         views.append(np.ascontiguousarray(pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)).tobytes())
     return {"view": views}
 

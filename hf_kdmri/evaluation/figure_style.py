@@ -9,17 +9,19 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 # Okabe and Ito, "Color Universal Design", 2008
 BLUE, SKY, GREEN, ORANGE, VERMILLION = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00"
 INK, GREY, PALE = "#1A1A1A", "#595959", "#D9D9D9"
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
@@ -55,9 +57,8 @@ def new_figure(width: float, height: float, title: str, subtitle: str) -> Figure
     lines = textwrap.wrap(subtitle, int(13 * width)) or [""]
     heading = _HEADING_INCHES + 0.17 * (len(lines) - 1)
     height += heading
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - heading / height)))
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - heading / height))
     figure.text(0.1 / width, 1 - 0.09 / height, title, size=12, weight="bold", va="top")
     figure.text(0.1 / width, 1 - 0.34 / height, "\n".join(lines), size=9, color=GREY, va="top")
     return figure
@@ -79,7 +80,7 @@ def save_figure(figure: Figure, out: str | Path) -> tuple[Path, Path]:
     return png, svg
 
 
-def light_grid(axes: Axes, axis: str) -> None:
+def light_grid(axes: Axes, axis: Literal["x", "y"]) -> None:
     """Draw pale grid lines behind the data along one axis."""
     axes.grid(axis=axis)
     axes.set_axisbelow(True)

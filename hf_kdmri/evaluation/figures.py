@@ -246,7 +246,7 @@ def plot_comparison(
                 axes.spines["bottom"].set_bounds(0, 100)
             else:
                 axes.set_xlim(0, 1.38 * max(values) or 1)
-            axes.set_xlabel(label)
+            axes.set_xlabel(label, x=50 / 138 if scale == 100 else 0.5)
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)
             light_grid(axes, "x")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, PreTrainedModel
 
 OPSET = 18  # the dynamo exporter's own; onnxruntime and onnxruntime-web both run it
 TOLERANCE = 1e-4  # largest difference of a logit
@@ -67,6 +67,7 @@ def export_onnx(model_folder: str | Path, out_file: str | Path) -> Path:
             dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
             verbose=False,
         )
+    assert program is not None  # it is, with dynamo=True
     proto = program.model_proto
     onnx.helper.set_model_props(
         proto,
@@ -85,7 +86,7 @@ def export_onnx(model_folder: str | Path, out_file: str | Path) -> Path:
     return unchecked.replace(out_file)
 
 
-def _compare(model: nn.Module, onnx_file: Path, example: Tensor) -> None:
+def _compare(model: PreTrainedModel, onnx_file: Path, example: Tensor) -> None:
     """Raise unless onnxruntime and PyTorch agree on batches of sizes other than the exported one."""
     import onnxruntime
 

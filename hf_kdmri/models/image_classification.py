@@ -104,8 +104,8 @@ class TimmClassifier(TimmWrapperForImageClassification):
         if timm_cfg.get("fixed_input_size"):
             saved_args.setdefault("img_size", image_size)
         pretrained_cfg = {key: timm_cfg[key] for key in _PREPROCESSING_KEYS if timm_cfg.get(key) is not None}
-        # The whole slice is resized to the square and nothing is cropped; "border" pads other aspect ratios with black.
-        pretrained_cfg |= {"input_size": [3, image_size, image_size], "crop_pct": 1.0, "crop_mode": "border"}
+        # The whole picture is resized to the square and nothing is cropped off or padded, whatever its aspect ratio.
+        pretrained_cfg |= {"input_size": [3, image_size, image_size], "crop_pct": 1.0, "crop_mode": "squash"}
         config = KDConfig(
             architecture=name,
             model_args=saved_args,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 import torch
@@ -41,6 +42,10 @@ class DistillationTrainingArguments(TrainingArguments):
     channels_last: bool = field(
         default=True, metadata={"help": "Lay out images channels-last, which is faster on CPU and on tensor cores."}
     )
+    cpu_threads: int | None = field(
+        default=None,
+        metadata={"help": "Threads per process on a CPU; by default all cores, shared by this machine's processes."},
+    )
     # Fields of TrainingArguments whose defaults suit this task better.
     num_train_epochs: float = field(default=30.0, metadata={"help": "Epochs of every stage."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
@@ -61,12 +66,21 @@ class DistillationTrainingArguments(TrainingArguments):
             raise ValueError(f"distillation_warmup is {self.distillation_warmup}; it is a share of steps, 0 to 1")
         if self.teacher_dtype not in _DTYPES:
             raise ValueError(f"teacher_dtype is {self.teacher_dtype!r}; choose one of {', '.join(_DTYPES)}")
+        if self.cpu_threads is not None and self.cpu_threads < 1:
+            raise ValueError(f"cpu_threads is {self.cpu_threads}; at least 1 is needed, or leave it out for all cores")
         self.loss_options()
         if not torch.accelerator.is_available():
             # Trainer refuses bf16 without a GPU unless told that the CPU is meant; here there is nothing else to mean.
             self.use_cpu = True
             self.dataloader_pin_memory = False
         super().__post_init__()
+
+    def apply_cpu_threads(self) -> None:
+        """Set torch's thread count. `accelerate launch` sets OMP_NUM_THREADS=1, which idles all cores but one."""
+        if self.use_cpu:
+            available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            torch.set_num_threads(self.cpu_threads or max(1, available // processes))
 
     def loss_options(self) -> LossOptions:
         """The numbers of the loss."""

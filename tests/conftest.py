@@ -1,0 +1,38 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+LABELS = ["meningioma", "glioma", "pituitary"]
+
+# Nothing in the tests may reach for the network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def figshare_dir() -> Path:
+    """The folder of real slices (images/, slices.csv, cvind.mat)."""
+    folder = Path(os.environ.get("KDMRI_FIGSHARE_DIR", ROOT.parent / "shared" / "figshare"))
+    if not (folder / "slices.csv").is_file():
+        pytest.skip(f"no real slices in {folder}; set KDMRI_FIGSHARE_DIR to a folder with slices.csv and images/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantom_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty phantom slices of twenty patients in the published layout."""
+    from hf_kdmri.data import write_phantom_archives
+
+    return write_phantom_archives(tmp_path_factory.mktemp("phantoms") / "archives", slices=60, patients=20, size=64)

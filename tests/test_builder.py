@@ -1,0 +1,324 @@
+"""`FigshareBrainTumor`: from archives in any packaging, or a download, to the same columns."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from dataset_script import figshare_brain_tumor, figshare_download
+from dataset_script.figshare_brain_tumor import FigshareBrainTumor
+from dataset_script.figshare_download import DownloadError, PublishedFile
+from hf_kdmri.data import (
+    DataFolderError,
+    SliceFileError,
+    find_slices,
+    patient_group_of,
+    published_patients,
+    read_slice,
+    read_slices,
+)
+from hf_kdmri.data.mat_file import LABEL_NAMES, window_to_uint8
+from hf_kdmri.data.phantom import mat_bytes
+from tests.data_fixtures import BORDER, SIZE, asymmetric_image, good_mat, members_of, with_field, write_zip
+
+
+def build(data_dir, cache_dir, num_proc: int | None = None, **options) -> datasets.DatasetDict:
+    builder = FigshareBrainTumor(
+        data_dir=None if data_dir is None else str(data_dir), cache_dir=str(cache_dir), **options
+    )
+    builder.download_and_prepare(num_proc=num_proc)
+    return builder.as_dataset()
+
+
+def rows(splits: datasets.DatasetDict) -> dict[str, list[dict]]:
+    """All rows in order, with images as their stored bytes."""
+    plain = {
+        name: split.cast_column("image", datasets.Image(decode=False)).cast_column("mask", datasets.Image(decode=False))
+        for name, split in splits.items()
+    }
+    return {name: split.to_list() for name, split in plain.items()}
+
+
+@pytest.fixture(scope="module")
+def prepared(phantom_dir, tmp_path_factory):
+    return build(phantom_dir, tmp_path_factory.mktemp("cache"))
+
+
+def patients(folder: Path, count: int = 12, **replaced: bytes) -> Path:
+    """A folder of loose slices, one per patient; some replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(1, count + 1):
+        data = replaced.get(f"n{number}", good_mat(number % 3, f"8{number:04d}"))
+        (folder / f"{number}.mat").write_bytes(data)
+    return folder
+
+
+def test_columns_hold_what_the_files_hold(phantom_dir, prepared):
+    files = {entry.number: read_slice(data, entry.name) for entry, data in read_slices(find_slices(phantom_dir))}
+    seen = []
+    for split in prepared.values():
+        assert split.features["label"].names == list(LABEL_NAMES)
+        for row in split:
+            item = files[row["slice"]]
+            seen.append(row["slice"])
+            window, low, high = window_to_uint8(item.image)
+            assert row["image"].mode == row["mask"].mode == "L"
+            np.testing.assert_array_equal(np.asarray(row["image"]), window)
+            np.testing.assert_array_equal(np.asarray(row["mask"]), item.mask * np.uint8(255))
+            assert (row["label"], row["pid"]) == (item.label, item.pid)
+            assert row["patient_group"] == patient_group_of(item.pid)
+            numbers = [row["raw_min"], row["raw_max"], row["window_low"], row["window_high"]]
+            np.testing.assert_allclose(numbers, [item.raw_min, item.raw_max, low, high], rtol=1e-6)
+            np.testing.assert_allclose(row["tumor_border"], item.border.ravel(), rtol=1e-6)
+    assert sorted(seen) == sorted(files)
+
+
+def test_splits_share_no_patient_group(prepared):
+    groups = {name: set(split["patient_group"]) for name, split in prepared.items()}
+    assert set(groups) == {"train", "validation", "test"}
+    assert len(set().union(*groups.values())) == sum(map(len, groups.values()))
+    assert all(split["slice"] == sorted(split["slice"]) for split in prepared.values())
+
+
+def test_image_is_not_transposed(tmp_path):
+    image = np.zeros((30, 50), np.int16)  # also not square
+    image[:5, 40:] = 1000  # top right
+    border = np.array([[2.0, 20.0], [10.0, 20.0], [10.0, 28.0], [2.0, 28.0]])  # bottom left
+    for number in range(1, 13):
+        (tmp_path / f"{number}.mat").write_bytes(mat_bytes(number % 3, f"8{number:04d}", image, border))
+    row = build(tmp_path, tmp_path / "cache")["train"][0]
+    pixels, mask = np.asarray(row["image"]), np.asarray(row["mask"])
+    assert row["image"].size == (50, 30) and pixels.shape == mask.shape == (30, 50)
+    assert pixels[:5, 40:].min() == 255 and pixels.sum() == 255 * 50
+    canvas = Image.new("L", (50, 30))
+    points = np.array(row["tumor_border"]).reshape(-1, 2)
+    ImageDraw.Draw(canvas).polygon([tuple(p) for p in points], fill=255, outline=255)
+    np.testing.assert_array_equal(mask, np.asarray(canvas))
+
+
+def test_two_processes_give_the_same(phantom_dir, prepared, tmp_path):
+    assert rows(build(phantom_dir, tmp_path, num_proc=2)) == rows(prepared)
+
+
+@pytest.mark.parametrize("layout", ["zip of zips", "kaggle", "loose"])
+def test_every_packaging_gives_the_same(phantom_dir, prepared, tmp_path, layout):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    if layout == "zip of zips":
+        inner = {path.name: path.read_bytes() for path in phantom_dir.glob("*.zip")}
+        write_zip(folder / "1512427.zip", {**inner, "cvind.mat": b"x"}, zipfile.ZIP_STORED)
+    elif layout == "kaggle":
+        members = {f"dataset/data/{name}": data for name, data in members_of(phantom_dir).items()}
+        write_zip(folder / "archive.zip", {**members, "dataset/cvind.mat": b"x"})
+    else:
+        for name, data in members_of(phantom_dir).items():
+            (folder / f"deep{int(name[:-4]) % 2}").mkdir(exist_ok=True)
+            (folder / f"deep{int(name[:-4]) % 2}" / name).write_bytes(data)
+    assert rows(build(folder, tmp_path / "cache")) == rows(prepared)
+
+
+def test_folds_and_configs_do_not_share_a_cache(phantom_dir, tmp_path):
+    options = [{}, {"fold": 1}, {"config_name": "random_slices"}, {"config_name": "random_slices", "seed": 1}]
+    options += [{"window_percentiles": (1.0, 99.0)}]
+    folders = [FigshareBrainTumor(data_dir=str(phantom_dir), cache_dir=str(tmp_path), **o).cache_dir for o in options]
+    assert len(set(folders)) == len(options)
+    same = [{"fold": 0}, {"config_name": "patient_groups"}, {"seed": 3}, {"window_percentiles": (0.1, 99.9)}]
+    for option in same:  # what changes nothing shares
+        builder = FigshareBrainTumor(data_dir=f"{phantom_dir}/.", cache_dir=str(tmp_path), **option)
+        assert builder.cache_dir == folders[0]
+
+
+def test_changed_files_are_read_again(tmp_path):
+    folder = patients(tmp_path / "data")
+    first = build(folder, tmp_path / "cache")
+    assert rows(build(folder, tmp_path / "cache")) == rows(first)
+    brighter = good_mat(1 % 3, "80001", asymmetric_image() + np.int16(7))
+    (folder / "1.mat").write_bytes(brighter)  # same name and patient
+    os.utime(folder / "1.mat", ns=(1, time.time_ns()))
+    second = [row for split in rows(build(folder, tmp_path / "cache")).values() for row in split if row["slice"] == 1]
+    assert second[0]["raw_min"] == 7
+
+
+def test_random_slices_says_once_that_it_leaks(phantom_dir, tmp_path, caplog):
+    figshare_brain_tumor._warn_of_leak.cache_clear()
+    logger = datasets.utils.logging.get_logger("dataset_script")
+    logger.addHandler(caplog.handler)
+    try:
+        for fold in (0, 1):
+            splits = build(phantom_dir, tmp_path, config_name="random_slices", fold=fold)
+    finally:
+        logger.removeHandler(caplog.handler)
+    said = [r.getMessage() for r in caplog.records if "leaks" in r.getMessage()]
+    assert len(set(said)) == 1 and "94 %" in said[0] and "70 %" in said[0]
+    assert set(splits["test"]["patient_group"]) & set(splits["train"]["patient_group"])  # it does
+    assert not set(splits["validation"]["patient_group"]) & set(splits["train"]["patient_group"])
+
+
+def test_cvind_needs_published_patients(phantom_dir, tmp_path):
+    with pytest.raises(ValueError, match=r"needs the published patients.*use config 'patient_groups'"):
+        build(phantom_dir, tmp_path, config_name="cvind")
+
+
+@pytest.mark.parametrize("fold", [-1, 5, "1", 0.5])
+def test_fold_is_refused_at_construction(phantom_dir, tmp_path, fold):
+    with pytest.raises(ValueError, match="choose one of 0, 1, 2, 3, 4"):
+        FigshareBrainTumor(fold=fold, data_dir=str(phantom_dir), cache_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("window", [(5, 5), (0, 101), (1,), (99, 1)])
+def test_window_is_refused_at_construction(phantom_dir, tmp_path, window):
+    with pytest.raises(ValueError, match="give two numbers"):
+        FigshareBrainTumor(window_percentiles=window, data_dir=str(phantom_dir), cache_dir=str(tmp_path))
+
+
+def test_empty_folder(tmp_path):
+    with pytest.raises(DataFolderError, match=r"published zips.*make demo"):
+        FigshareBrainTumor(data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("num_proc", [None, 2])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (good_mat(0, "80009", np.full((SIZE, SIZE), np.nan, np.float32)), "NaN"),
+        (with_field("tumorMask", np.zeros((3, 3), np.uint8)), "tumorMask is"),
+        (with_field("label", [[7.0]]), "label is 7"),
+        (b"no HDF5", "not a readable HDF5"),
+    ],
+)
+def test_a_bad_slice_is_named_by_the_error(tmp_path, data, message, num_proc):
+    folder = patients(tmp_path / "data", n9=data)
+    with pytest.raises(SliceFileError, match=rf"9\.mat: .*{message}"):
+        build(folder, tmp_path / "cache", num_proc=num_proc)
+    assert not list((tmp_path / "cache").rglob("*.arrow"))  # nothing half-written stays
+    (folder / "9.mat").write_bytes(good_mat(0, "80009"))
+    assert sum(map(len, build(folder, tmp_path / "cache").values())) == 12
+
+
+def test_package_needs_no_torch():
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'timm', 'transformers'): sys.modules[name] = None\n"
+        "import hf_kdmri.data.archives, hf_kdmri.data.mat_file, hf_kdmri.data.splits, hf_kdmri.data.phantom\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
+
+
+class _Mirror(http.server.BaseHTTPRequestHandler):
+    files: dict[str, bytes]
+    status = 200
+
+    def do_HEAD(self):
+        data = self.files.get(self.path, b"")
+        self.send_response(self.status if data else 404)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        return data
+
+    def do_GET(self):
+        self.wfile.write(self.do_HEAD())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def mirror(monkeypatch):
+    """A local server with four small zips under their file ids, and the checksum table to match."""
+    table, files = [], {}
+    for part, published in enumerate(figshare_download.PUBLISHED_ZIPS):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for number in range(part * 3 + 1, part * 3 + 4):
+                archive.writestr(f"{number}.mat", good_mat(number % 3, f"8{number:04d}"))
+        data = buffer.getvalue()
+        files[f"/files/{published.file_id}"] = data
+        table.append(PublishedFile(published.name, published.file_id, hashlib.sha256(data).hexdigest()))
+    monkeypatch.setattr(figshare_download, "PUBLISHED_ZIPS", tuple(table))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # the server is this machine
+    handler = type("Handler", (_Mirror,), {"files": files})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield handler, f"http://127.0.0.1:{server.server_port}/files"
+    server.shutdown()
+    server.server_close()
+
+
+def test_download(mirror, tmp_path):
+    handler, url = mirror
+    splits = build(None, tmp_path, base_url=url)
+    assert Counter(number for split in splits.values() for number in split["slice"]) == Counter(range(1, 13))
+    row = next(row for split in splits.values() for row in split if row["slice"] == 5)
+    np.testing.assert_array_equal(np.asarray(row["image"]), window_to_uint8(asymmetric_image())[0])
+    np.testing.assert_allclose(np.array(row["tumor_border"]).reshape(-1, 2), BORDER)
+    handler.files = {}  # a second fold comes from the downloaded files
+    assert len(build(None, tmp_path, base_url=url, fold=1)["test"])
+
+
+def test_wrong_bytes_are_refused_and_forgotten(mirror, tmp_path):
+    handler, url = mirror
+    path, good = next(iter(handler.files.items()))
+    handler.files[path] = good[:-1] + bytes([good[-1] ^ 1])
+    with pytest.raises(DownloadError, match=r"brainTumorDataPublic_1-766\.zip.*sha256.*was deleted: try again"):
+        build(None, tmp_path, base_url=url)
+    handler.files[path] = good
+    assert sum(map(len, build(None, tmp_path, base_url=url).values())) == 12
+
+
+@pytest.mark.parametrize("status", [403, 404, 500])
+def test_server_refuses(mirror, tmp_path, status):
+    handler, url = mirror
+    handler.status = status
+    with pytest.raises(
+        DownloadError, match=r"brainTumorDataPublic_1-766\.zip: cannot be downloaded.*--data_dir.*make demo"
+    ):
+        build(None, tmp_path, base_url=url)
+
+
+def test_no_network_fails_fast_and_names_the_ways_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    start = time.perf_counter()
+    with pytest.raises(ConnectionError, match=r"cannot be downloaded.*--data_dir.*make demo"):
+        build(None, tmp_path, base_url="http://127.0.0.1:9")  # nothing listens there
+    assert time.perf_counter() - start < 20
+
+
+@pytest.mark.real_data
+def test_real_slices(figshare_dir, tmp_path):
+    """A tenth of the real slices, written in the published layout, keep the places of the committed table."""
+    script = figshare_dir / "build_figshare_archives.py"
+    if not script.exists():
+        pytest.skip(f"{script} is missing")
+    subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "data"), "--limit", "40"], check=True, stdout=subprocess.DEVNULL
+    )
+    splits = build(tmp_path / "data", tmp_path / "cache", num_proc=2)
+    assert sum(map(len, splits.values())) == 160
+    for name, split in splits.items():
+        for pid, label in zip(split["pid"], split["label"], strict=True):
+            patient = published_patients()[pid]
+            assert patient.label == label
+            assert (patient.part in (0, 1)) == (name == "test") and (patient.part == 2) == (name == "validation")
+    for row in splits["test"]:
+        canvas = Image.new("1", row["image"].size)
+        points = np.array(row["tumor_border"]).reshape(-1, 2)
+        ImageDraw.Draw(canvas).polygon([tuple(p) for p in points], fill=1, outline=1)
+        drawn, mask = np.asarray(canvas), np.asarray(row["mask"]) > 0
+        assert (drawn & mask).sum() / (drawn | mask).sum() > 0.95
+    shutil.rmtree(tmp_path / "cache")
