@@ -62,12 +62,14 @@ class FigshareBrainTumorConfig(datasets.BuilderConfig):
     """Which slices are train, validation and test, and how 16 bits become 8.
 
     Attributes:
+        data_dir: Folder with the source files, or None to download them.
         fold: 0-4; which fifth is the test split.
         seed: Orders the slices of `random_slices`; the other configs draw nothing.
         window_percentiles: Percentiles of each slice that become 0 and 255.
         base_url: Where the published files lie, as `<base_url>/<file id>`; used without `data_dir`.
     """
 
+    data_dir: str | None = None
     fold: int = 0
     seed: int = 0
     window_percentiles: tuple[float, float] = (0.1, 99.9)

@@ -173,6 +173,15 @@ def test_local_weights_replace_all_but_the_classifier(tmp_path: Path):
         torch.testing.assert_close(state[name], source[name], atol=0, rtol=0)
 
 
+def test_a_fresh_classifier_on_trained_features_starts_small(tmp_path: Path):
+    save_file(timm.create_model("test_efficientnet").state_dict(), tmp_path / "imagenet.safetensors")
+    teacher = TeacherForImageClassification.from_timm(
+        "test_efficientnet", labels=LABELS, image_size=64, weights=tmp_path / "imagenet.safetensors"
+    )
+    with torch.no_grad():
+        assert teacher(torch.randn(4, 3, 64, 64)).logits.abs().max() < 0.5
+
+
 def test_stochastic_depth_trains_but_is_not_saved(tmp_path: Path):
     student = StudentForImageClassification.from_timm("test_vit", labels=LABELS, image_size=64, drop_path_rate=0.5)
     assert any(getattr(module, "drop_prob", 0) for module in student.modules())

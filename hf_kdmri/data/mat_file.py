@@ -123,9 +123,9 @@ def window_to_uint8(
         equal (a constant image) all pixels are 0.
 
     Example:
-        >>> image, low, high = window_to_uint8(np.array([[0, 50], [100, 200]]), (0, 100))
+        >>> image, low, high = window_to_uint8(np.array([[0, 50], [150, 200]]), (0, 100))
         >>> image.tolist(), low, high
-        ([[0, 64], [128, 255]], 0.0, 200.0)
+        ([[0, 64], [191, 255]], 0.0, 200.0)
     """
     low, high = _percentiles(image.ravel(), percentiles)
     if high <= low:

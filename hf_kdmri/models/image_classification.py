@@ -228,13 +228,10 @@ def _create_network(
                 "safetensors.torch.save_file(torch.load(path, weights_only=True), 'weights.safetensors')"
             )
         overlay = {"file": str(path)}
+    fine_tuned = pretrained or weights is not None
     try:
-        return timm.create_model(
-            architecture,
-            pretrained=pretrained or weights is not None,
-            pretrained_cfg_overlay=overlay,
-            num_classes=num_classes,
-            **arguments,
+        network = timm.create_model(
+            architecture, pretrained=fine_tuned, pretrained_cfg_overlay=overlay, num_classes=num_classes, **arguments
         )
     except TypeError as error:
         raise ValueError(f"the timm architecture {architecture!r} does not take {arguments}: {error}") from error
@@ -242,3 +239,18 @@ def _create_network(
         if weights is None:
             raise
         raise ValueError(f"{weights} does not hold weights of {architecture!r}: {error}") from error
+    if fine_tuned:
+        _start_classifier_small(network)
+    return network
+
+
+def _start_classifier_small(network: torch.nn.Module) -> None:
+    """Let a fresh classifier on trained features begin near zero.
+
+    timm draws some classifiers (the EfficientNets') from ±1/√classes: with 3 classes instead of 1000 the first logits
+    are so large that their gradients spoil the trained features.
+    """
+    for module in network.get_classifier().modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.trunc_normal_(module.weight, std=0.01)
+            torch.nn.init.zeros_(module.bias)
