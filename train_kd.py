@@ -82,7 +82,8 @@ def prepare_data(options: RunOptions, run: RunFolder, state: PartialState) -> da
             num_proc=data.preprocessing_num_workers,
         )
     counts = ", ".join(
-        f"{name} {len(split)} slices of {len(set(split['patient_group']))} patient groups" for name, split in splits.items()
+        f"{name} {len(split)} slices of {len(set(split['patient_group']))} patient groups"
+        for name, split in splits.items()
     )
     state.print(f"[1/5] Data: split {data.split}, fold {data.fold}: {counts}")
     return splits
@@ -108,7 +109,11 @@ def build_models(options: RunOptions, labels: list[str], run: RunFolder) -> dict
 
 
 def train(
-    options: RunOptions, run: RunFolder, splits: datasets.DatasetDict, models: dict[str, TimmClassifier], state: PartialState
+    options: RunOptions,
+    run: RunFolder,
+    splits: datasets.DatasetDict,
+    models: dict[str, TimmClassifier],
+    state: PartialState,
 ) -> dict[str, dict[str, float]]:
     """Train each model that is not finished, and return the seconds it took."""
     timing: dict[str, dict[str, float]] = {}
@@ -149,7 +154,7 @@ def evaluate(
             rows[stage] = model_row(stage, model, probabilities[stage], splits["test"], labels)
     if state.is_main_process:
         figures = write_figures(run, options, list(rows.values()), splits, probabilities["student"], labels)
-        write_card(run, options, list(rows.values()))
+        write_card(run, options, list(rows.values()), splits)
         facts = run_facts(options, splits, timing)
         run.write_metrics({"run": {**facts, "figures": figures}, "models": rows})
     state.wait_for_everyone()
@@ -166,7 +171,10 @@ def show_outcome(run: RunFolder, state: PartialState) -> None:
     if state.is_main_process:
         metrics = run.read_metrics()
         facts = metrics["run"]
-        print_results(list(metrics["models"].values()), title=f"Test: {facts['split']}, fold {facts['fold']}")
+        print_results(
+            list(metrics["models"].values()),
+            title=f"Test on {facts['source']}, split {facts['split']}, fold {facts['fold']}",
+        )
         print("Figures:", *facts["figures"], sep="\n  ")
         print(f"Student: {run.model_folder('student')}  (model card: README.md; any transformers pipeline loads it)")
 

@@ -109,9 +109,7 @@ def test_a_teacher_with_another_label_order_is_mapped_by_name(student, views):
     teacher = TeacherForImageClassification.from_timm("test_convnext", labels=LABELS, image_size=96)
     torch.manual_seed(5)
     order = [2, 0, 1]
-    turned = TeacherForImageClassification.from_timm(
-        "test_convnext", labels=[LABELS[i] for i in order], image_size=96
-    )
+    turned = TeacherForImageClassification.from_timm("test_convnext", labels=[LABELS[i] for i in order], image_size=96)
     turned.load_state_dict(teacher.state_dict())
     head = turned.timm_model.get_classifier()
     original = teacher.timm_model.get_classifier()

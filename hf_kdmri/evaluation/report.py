@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -110,4 +111,7 @@ def print_results(rows: Sequence[Mapping[str, Any]], *, title: str = "Results", 
         )
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))  # Text, so that a name with [brackets] is no markup
-    (console or Console()).print(table)
+    if console is None:
+        # Into a file or a pipe rich would assume 80 columns and fold the names.
+        console = Console() if sys.stdout.isatty() else Console(width=120)
+    console.print(table)

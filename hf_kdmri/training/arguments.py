@@ -54,7 +54,6 @@ class DistillationTrainingArguments(TrainingArguments):
     warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up steps; below 1, a share of all steps."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Slices per step and process."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Slices per evaluation batch and process."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to validate: no, steps or epoch."})
     logging_strategy: str = field(default="epoch", metadata={"help": "When to log: no, steps or epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint: no, steps or epoch."})
     save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept per stage."})

@@ -148,7 +148,7 @@ class RunOptions:
         return flat
 
 
-_ALWAYS_WRITTEN = {"output_dir", "seed", "gradient_accumulation_steps", "bf16", "max_steps"}
+_ALWAYS_WRITTEN = {"output_dir", "seed", "gradient_accumulation_steps", "bf16", "max_steps", "eval_strategy"}
 # The machine's own, or a secret.
 _NEVER_WRITTEN = {"use_cpu", "cpu_threads", "dataloader_pin_memory", "hub_token"}
 
@@ -177,6 +177,7 @@ def parse_options(argv: Sequence[str] | None = None) -> RunOptions:
         allow_abbrev=False,
         formatter_class=_HelpFormatter,
     )
+    parser.set_defaults(eval_strategy="epoch")  # a run always validates; a trainer alone may have nothing to do it on
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config")
     config = early.parse_known_args(argv)[0].config

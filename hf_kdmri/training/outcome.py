@@ -29,6 +29,10 @@ from hf_kdmri.training.run_folder import RunFolder
 MODEL_NAMES = {"teacher": "Teacher", "baseline": "Student alone", "student": "Distilled student"}
 _VERSIONED = ("torch", "transformers", "timm", "datasets", "accelerate")
 _GRID_IMAGES = 20
+_REENCODED = (
+    "The slices of this run were 8-bit re-encodings of the published 16-bit files, with masks drawn from the published "
+    "borders; retrain on the published files before you compare with results on them."
+)
 
 
 def model_row(
@@ -77,8 +81,7 @@ def write_figures(
         Paths of the PNG files.
     """
     folder, test = run.path / "figures", splits["test"]
-    source = "generated phantoms" if options.data.phantom_slices else "Figshare slices"
-    split = f"{source}, split {options.data.split}, fold {options.data.fold}"
+    split = f"{source_of(options, splits)}, split {options.data.split}, fold {options.data.fold}"
     chosen = np.sort(np.random.default_rng(options.training.seed).permutation(len(test))[:_GRID_IMAGES])
     shown = test.select(chosen)
     curves = plot_training_curves(
@@ -99,9 +102,11 @@ def write_figures(
     return [str(paths[0]) for paths in (curves, grid, comparison)]
 
 
-def write_card(run: RunFolder, options: RunOptions, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_card(
+    run: RunFolder, options: RunOptions, rows: Sequence[Mapping[str, Any]], splits: datasets.DatasetDict
+) -> None:
     """Write the student's model card from the run's own numbers."""
-    training, phantom = options.training, options.data.phantom_slices is not None
+    training = options.training
     facts = StudentCardFacts(
         model_name=f"kdmri-{options.model.student_architecture}",
         results=rows,
@@ -117,7 +122,8 @@ def write_card(run: RunFolder, options: RunOptions, rows: Sequence[Mapping[str, 
         training_command=command(),
         versions=versions(),
         machine=machine(),
-        phantom=phantom,
+        phantom=options.data.phantom_slices is not None,
+        data_note=_REENCODED if _is_8_bit(splits) else "",
         repo_id=training.hub_model_id,
     )
     write_student_card(run.model_folder("student"), facts)
@@ -127,6 +133,7 @@ def run_facts(options: RunOptions, splits: datasets.DatasetDict, timing: Mapping
     """What else `metrics.json` should say: the command, the data, the machine."""
     return {
         "command": command(),
+        "source": source_of(options, splits),
         "split": options.data.split,
         "fold": options.data.fold,
         "seed": options.training.seed,
@@ -137,6 +144,18 @@ def run_facts(options: RunOptions, splits: datasets.DatasetDict, timing: Mapping
         "versions": versions(),
         "machine": machine(),
     }
+
+
+def source_of(options: RunOptions, splits: datasets.DatasetDict) -> str:
+    """What the slices were, in a few words that stand wherever a result is shown."""
+    if options.data.phantom_slices is not None:
+        return "generated phantoms"
+    return "Figshare slices re-encoded to 8 bit" if _is_8_bit(splits) else "Figshare slices"
+
+
+def _is_8_bit(splits: datasets.DatasetDict) -> bool:
+    """Whether no raw intensity is above 255; those of the published files reach thousands."""
+    return max(max(split["raw_max"]) for split in splits.values()) <= 255
 
 
 def command() -> str:

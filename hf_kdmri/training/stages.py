@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.metrics import f1_score
-from transformers import EvalPrediction, TrainerCallback, set_seed
+from transformers import EvalPrediction, set_seed
+from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_kdmri.data.augmentation import RandomViews
@@ -17,6 +18,7 @@ from hf_kdmri.data.views import ViewDataset, collate_views
 from hf_kdmri.distillation import DistillationModel
 from hf_kdmri.models import StudentForImageClassification, TeacherForImageClassification, TimmClassifier
 from hf_kdmri.training.arguments import DistillationTrainingArguments
+from hf_kdmri.training.callbacks import HistoryWriter, StageProgress
 from hf_kdmri.training.options import RunOptions
 from hf_kdmri.training.run_folder import RunFolder
 from hf_kdmri.training.trainer import DistillationTrainer
@@ -80,8 +82,11 @@ def train_stage(
         eval_dataset=views["validation"],
         data_collator=collate_views,
         compute_metrics=_validation_metrics,
-        callbacks=[_HistoryCallback(stage, run)],
+        callbacks=[HistoryWriter(stage, run)],
     )
+    if not trainer.args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(StageProgress)
     checkpoints = run.checkpoints(stage)
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     started = time.perf_counter()
@@ -95,7 +100,9 @@ def train_stage(
     }
 
 
-def predict_probabilities(model: TimmClassifier, views: ViewDataset, arguments: DistillationTrainingArguments) -> np.ndarray:
+def predict_probabilities(
+    model: TimmClassifier, views: ViewDataset, arguments: DistillationTrainingArguments
+) -> np.ndarray:
     """Class probabilities of every view, computed by all processes together.
 
     Args:
@@ -132,15 +139,3 @@ def _validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
         "accuracy": float((classes == labels).mean()),
         "macro_f1": float(f1_score(labels, classes, labels=every_class, average="macro", zero_division=0)),
     }
-
-
-class _HistoryCallback(TrainerCallback):
-    """Keep `history.jsonl` current, so that a run can be watched and an interrupted one has its curves."""
-
-    def __init__(self, stage: str, run: RunFolder) -> None:
-        self.stage, self.run = stage, run
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write what has been logged so far."""
-        if state.is_world_process_zero:
-            self.run.write_history(self.stage, state.log_history)

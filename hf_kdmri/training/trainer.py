@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from hf_kdmri.data.augmentation import RandomViews
 from hf_kdmri.distillation import DistillationModel
@@ -101,6 +102,13 @@ class DistillationTrainer(Trainer):
             hits = (outputs["logits"].detach().argmax(1) == labels).float().mean()
             self._collect({**{f"loss_{name}": term for name, term in outputs["terms"].items()}, "train_accuracy": hits})
         return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate without touching the random state, so that training does not depend on when it is evaluated."""
+        # A data loader draws a seed as it starts; a run resumed from a checkpoint between the two would differ.
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            return super().evaluation_loop(*args, **kwargs)
 
     def _warmup(self) -> float:
         steps = self.args.distillation_warmup * self.state.max_steps

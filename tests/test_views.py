@@ -1,0 +1,102 @@
+"""Views: what the models are fed, and how it is drawn."""
+
+from __future__ import annotations
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from hf_kdmri.data.augmentation import RandomViews
+from hf_kdmri.data.views import ViewDataset, collate_views, prepare_views, resize_to_square
+from tests.tiny import tiny_views
+
+
+def image_set(mode: str, count: int = 150) -> datasets.Dataset:
+    draw = np.random.default_rng(0)
+    shape = (20, 30) if mode == "L" else (20, 30, 3)
+    images = [Image.fromarray(draw.integers(0, 256, shape, dtype=np.uint8)) for _ in range(count)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    return datasets.Dataset.from_dict({"image": images, "label": [i % 2 for i in range(count)]}, features=features)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
+def test_views_are_the_resized_images_in_order(mode: str, channels: int):
+    dataset = image_set(mode)
+    views = prepare_views(dataset, 16)
+    assert len(views) == 150 and views.size == 16
+    for index in (0, 1, 63, 64, 149):  # around the borders of the batches that are written
+        expected = np.asarray(resize_to_square(dataset[index]["image"], 16)).reshape(16, 16, channels)
+        np.testing.assert_array_equal(views.view(index), expected.transpose(2, 0, 1))
+        assert views[index]["labels"] == index % 2
+
+
+def test_a_subset_keeps_its_own_order(tmp_path):
+    dataset = image_set("L").shuffle(seed=3).select(range(20)).flatten_indices()
+    views = prepare_views(dataset, 16)
+    expected = np.asarray(resize_to_square(dataset[7]["image"], 16))
+    np.testing.assert_array_equal(views.view(7)[0], expected)
+    assert views.labels.tolist() == dataset["label"][:]
+
+
+def test_two_processes_prepare_what_one_does():
+    dataset = image_set("L")
+    one, two = prepare_views(dataset, 16), prepare_views(dataset, 16, num_proc=2)
+    np.testing.assert_array_equal(np.concatenate(one.chunks), np.concatenate(two.chunks))
+
+
+def test_batches_are_the_single_views_stacked():
+    views = tiny_views(16)
+    whole = next(iter(DataLoader(views, batch_size=6, collate_fn=collate_views)))
+    single = collate_views([views[i] for i in range(6)])
+    assert whole.keys() == single.keys()
+    for key, value in whole.items():
+        assert torch.equal(value, single[key]), key
+
+
+def test_labels_must_fit():
+    with pytest.raises(ValueError, match="4 views, but 3 labels"):
+        ViewDataset([np.zeros((4, 1, 8, 8), np.uint8)], np.zeros(3, np.int64), 8)
+
+
+class TestRandomViews:
+    views = torch.randint(0, 256, (8, 1, 32, 32), dtype=torch.uint8)
+    index = torch.arange(8) + 100
+
+    def test_a_view_depends_on_seed_epoch_and_index_alone(self):
+        draw = RandomViews()
+        whole = draw(self.views, self.index, seed=1, epoch=2)
+        part = draw(self.views[3:5], self.index[3:5], seed=1, epoch=2)
+        assert torch.equal(whole[3:5], part)
+        turned = draw(self.views.flip(0), self.index.flip(0), seed=1, epoch=2)
+        assert torch.equal(whole, turned.flip(0))
+        for other in (dict(seed=2, epoch=2), dict(seed=1, epoch=3)):
+            assert not torch.equal(whole, draw(self.views, self.index, **other))
+
+    def test_images_of_one_batch_get_different_parameters(self):
+        same = self.views[:1].expand(8, 1, 32, 32)
+        drawn = RandomViews()(same, self.index, seed=0, epoch=0)
+        assert len({view.numpy().tobytes() for view in drawn}) == 8
+
+    def test_global_random_state_is_left_alone(self):
+        before = torch.get_rng_state()
+        RandomViews()(self.views, self.index, seed=0, epoch=0)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_ranges_of_nothing_change_nothing(self):
+        still = RandomViews(rotation=0, scale=(1, 1), translation=0, flip=0, contrast=(1, 1), gamma=1)
+        change = still(self.views, self.index, seed=0, epoch=0).int() - self.views.int()
+        assert change.abs().max() <= 1  # rounding
+
+    def test_flip_mirrors_left_and_right(self):
+        mirror = RandomViews(rotation=0, scale=(1, 1), translation=0, flip=1, contrast=(1, 1), gamma=1)
+        change = mirror(self.views, self.index, seed=0, epoch=0).int() - self.views.flip(-1).int()
+        assert change.abs().max() <= 1
+
+    def test_brighter_gamma_never_reorders_intensities(self):
+        ramp = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+        contrast_only = RandomViews(rotation=0, scale=(1, 1), translation=0, flip=0)
+        drawn = contrast_only(ramp, torch.tensor([5]), seed=0, epoch=0).flatten().int()
+        assert (drawn[1:] >= drawn[:-1]).all()

@@ -1,0 +1,60 @@
+"""Tiny models and data for the tests of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_kdmri import (
+    DistillationModel,
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    StudentForImageClassification,
+    TeacherForImageClassification,
+)
+from hf_kdmri.data.views import ViewDataset, collate_views
+from tests.conftest import LABELS
+
+
+def tiny_views(count: int = 32, size: int = 32, channels: int = 1, seed: int = 0) -> ViewDataset:
+    """Noise whose brightness tells the class."""
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, 3, count)
+    views = draw.integers(0, 100, (count, channels, size, size)) + 50 * labels[:, None, None, None]
+    views = views.astype(np.uint8)
+    return ViewDataset([views[: count // 2], views[count // 2 :]], labels.astype(np.int64), size)
+
+
+def tiny_model(with_teacher: bool = True, seed: int = 0) -> DistillationModel:
+    """A transformer taught by a convolutional network, neither with batch statistics."""
+    import torch
+
+    torch.manual_seed(seed)
+    student = StudentForImageClassification.from_timm("test_vit", labels=LABELS, image_size=32)
+    teacher = TeacherForImageClassification.from_timm("test_convnext", labels=LABELS, image_size=64)
+    return DistillationModel(student, teacher if with_teacher else None)
+
+
+def tiny_trainer(output_dir: Path, model: DistillationModel | None = None, **options: Any) -> DistillationTrainer:
+    """A trainer on 32 views, without augmentation unless asked for."""
+    augmentation = options.pop("augmentation", None)
+    callbacks = options.pop("callbacks", None)
+    defaults: dict[str, Any] = dict(
+        per_device_train_batch_size=8,
+        num_train_epochs=2,
+        learning_rate=1e-3,
+        disable_tqdm=True,
+        geometry_grid=2,
+        eval_strategy="epoch",
+    )
+    return DistillationTrainer(
+        model=model if model is not None else tiny_model(),
+        args=DistillationTrainingArguments(output_dir=str(output_dir), **{**defaults, **options}),
+        augmentation=augmentation,
+        train_dataset=tiny_views(),
+        eval_dataset=tiny_views(16, seed=1),
+        data_collator=collate_views,
+        callbacks=callbacks,
+    )
