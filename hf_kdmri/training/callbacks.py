@@ -46,7 +46,8 @@ def epoch_line(training: dict[str, float], logs: dict[str, float], epochs: float
     """One line about an epoch, or None where `logs` is no validation.
 
     Example:
-        >>> epoch_line({"loss_ce": 0.51, "train_accuracy": 0.8}, {"eval_loss": 0.6, "eval_accuracy": 0.75, "epoch": 2}, 3)
+        >>> validation = {"eval_loss": 0.6, "eval_accuracy": 0.75, "epoch": 2}
+        >>> epoch_line({"loss_ce": 0.51, "train_accuracy": 0.8}, validation, epochs=3)
         '  epoch 2/3   train: cross-entropy 0.510, accuracy 80.0 %   validation: cross-entropy 0.600, accuracy 75.0 %'
     """
     if "eval_loss" not in logs:

@@ -70,11 +70,10 @@ class RunFolder:
             if before.get(key, "default") != now.get(key, "default")
         ]
         if changed:
+            difference = "\n".join(changed)
             raise OptionError(
-                "\n".join(
-                    [f"{self.path} holds a run with other options:", *changed]
-                    + ["choose another --output_dir, or delete that run with --overwrite_output_dir"]
-                )
+                f"{self.path} holds a run with other options:\n{difference}\n"
+                "choose another --output_dir, or delete that run with --overwrite_output_dir"
             )
 
     def model_folder(self, stage: str) -> Path:

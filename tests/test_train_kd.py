@@ -1,0 +1,170 @@
+"""The whole job by its command: what it leaves, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_kdmri import StudentForImageClassification, TeacherForImageClassification
+from tests.conftest import LABELS
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {
+    "phantom_slices": 80,
+    "teacher_architecture": "test_resnet",
+    "teacher_image_size": 64,
+    "student_architecture": "test_vit",
+    "student_image_size": 32,
+    "num_train_epochs": 2,
+    "teacher_num_train_epochs": 3,
+    "geometry_grid": 2,
+    "seed": 7,
+}
+
+
+def train_kd(*arguments: str, launcher: tuple[str, ...] = (), cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *launcher, str(ROOT / "train_kd.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=500)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+    folder = tmp_path_factory.mktemp("job")
+    config = folder / "tiny.yaml"
+    config.write_text(yaml.safe_dump(TINY))
+    launcher = ("-m", "accelerate.commands.accelerate_cli", "launch", "--quiet")
+    done = train_kd("--config", str(config), "--output_dir", str(folder / "run"), launcher=launcher)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return folder / "run", done
+
+
+@pytest.mark.slow
+class TestFinishedRun:
+    def test_every_model_is_a_loadable_folder(self, finished):
+        run, _ = finished
+        assert TeacherForImageClassification.from_pretrained(run / "teacher").image_size == 64
+        for stage in ("baseline", "student"):
+            assert StudentForImageClassification.from_pretrained(run / stage).labels == LABELS
+
+    def test_metrics_speak_of_all_three(self, finished):
+        metrics = json.loads((finished[0] / "metrics.json").read_text())
+        assert list(metrics["models"]) == ["teacher", "baseline", "student"]
+        for row in metrics["models"].values():
+            assert {"accuracy", "macro_f1", "balanced_accuracy", "recall_per_class", "confusion_matrix"} <= row.keys()
+            assert row["n"] == metrics["run"]["slices"]["test"] == sum(map(sum, row["confusion_matrix"]))
+            assert row["patients"]["n"] == metrics["run"]["patient_groups"]["test"]
+            assert row["parameters"] > 0 and row["ms_per_image"] > 0
+        assert metrics["run"]["phantom"] and metrics["run"]["source"] == "generated phantoms"
+        assert "tiny.yaml" in metrics["run"]["command"]
+
+    def test_metrics_are_those_of_the_saved_student(self, finished):
+        """What is reported is what a stranger's pipeline computes from the folder."""
+        from transformers import pipeline
+
+        from hf_kdmri.data.loading import load_slices
+
+        run, _ = finished
+        splits = load_slices(data_dir=run / "phantoms", cache_dir=run / "cache", seed=7)
+        classify = pipeline("image-classification", model=str(run / "student"))
+        guesses = [scores[0]["label"] for scores in classify(splits["test"]["image"][:])]
+        truth = [LABELS[label] for label in splits["test"]["label"]]
+        accuracy = sum(a == b for a, b in zip(guesses, truth, strict=True)) / len(truth)
+        metrics = json.loads((run / "metrics.json").read_text())
+        assert accuracy == pytest.approx(metrics["models"]["student"]["accuracy"])
+
+    def test_history_has_the_curves_of_every_stage(self, finished):
+        rows = [json.loads(line) for line in (finished[0] / "history.jsonl").read_text().splitlines()]
+        for stage, epochs in (("teacher", 3), ("baseline", 2), ("student", 2)):
+            mine = [row for row in rows if row["stage"] == stage]
+            assert [row["epoch"] for row in mine if "loss" in row] == list(range(1, epochs + 1))
+            assert [row["epoch"] for row in mine if "eval_accuracy" in row] == list(range(1, epochs + 1))
+        distilled = [row for row in rows if row["stage"] == "student" and "loss" in row]
+        assert all({"loss_ce", "loss_kd", "loss_geometry", "train_accuracy"} <= row.keys() for row in distilled)
+
+    def test_figures_card_and_configuration_are_there(self, finished):
+        run, done = finished
+        for name in ("training_curves", "predictions", "comparison"):
+            assert (run / "figures" / f"{name}.png").stat().st_size > 10_000
+            assert (run / "figures" / f"{name}.svg").is_file()
+            assert f"{name}.png" in done.stdout
+        assert "phantom" in (run / "student" / "README.md").read_text()
+        resolved = yaml.safe_load((run / "config.yaml").read_text())
+        assert TINY.items() <= resolved.items()
+
+    def test_it_says_each_stage_and_ends_with_the_table(self, finished):
+        text = finished[1].stdout
+        for number in range(1, 6):
+            assert f"[{number}/5]" in text
+        for model in ("Teacher", "Student alone", "Distilled student"):
+            assert model in text
+        assert str(finished[0] / "student") in text
+
+    def test_no_teacher_and_no_pickle_travel_with_the_student(self, finished):
+        assert sorted(path.name for path in (finished[0] / "student").iterdir()) == [
+            "README.md",
+            "config.json",
+            "model.safetensors",
+        ]
+        assert not list(finished[0].rglob("*.bin"))
+
+    def test_a_finished_run_is_left_alone(self, finished):
+        run, _ = finished
+        before = (run / "student" / "model.safetensors").stat().st_mtime_ns
+        again = train_kd("--config", str(run / "config.yaml"))
+        assert again.returncode == 0 and "finished; nothing to do" in again.stdout
+        assert (run / "student" / "model.safetensors").stat().st_mtime_ns == before
+
+    def test_another_configuration_is_refused_there(self, finished):
+        run, _ = finished
+        other = train_kd("--config", str(run / "config.yaml"), "--temperature", "2")
+        assert other.returncode != 0 and "temperature: 4.0 there, 2.0 now" in other.stderr
+
+    def test_a_teacher_can_be_given_and_the_baseline_left_out(self, finished, tmp_path: Path):
+        run, _ = finished
+        done = train_kd(
+            *("--config", str(run / "config.yaml"), "--output_dir", str(tmp_path / "second")),
+            *("--teacher", str(run / "teacher"), "--no_baseline", "--num_train_epochs", "1"),
+            *("--max_train_samples", "20", "--max_eval_samples", "6"),
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        metrics = json.loads((tmp_path / "second" / "metrics.json").read_text())
+        assert list(metrics["models"]) == ["teacher", "student"]
+        assert metrics["run"]["slices"] == {"train": 20, "validation": 6, "test": 6}
+        rows = [json.loads(line) for line in (tmp_path / "second" / "history.jsonl").read_text().splitlines()]
+        assert {row["stage"] for row in rows} == {"student"} and max(row["epoch"] for row in rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fold", "9"], "fold is 9"),
+        (["--data_dri", "x"], "did you mean --data_dir?"),
+        (["--data_dir", "EMPTY"], "make demo"),
+        (["--phantom_slices", "40", "--student_architecture", "vit_teeny"], "the nearest names are"),
+    ],
+)
+@pytest.mark.slow
+def test_what_a_user_can_mend_is_said_in_one_line(tmp_path: Path, arguments: list[str], message: str):
+    (tmp_path / "EMPTY").mkdir()
+    done = train_kd("--output_dir", "run", *arguments, cwd=tmp_path)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("train_kd.py: error: ") and message in last
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_teacher_of_other_classes_is_refused_before_training(tmp_path: Path):
+    TeacherForImageClassification.from_timm("test_resnet", labels=["cat", "dog", "bird"]).save_pretrained(
+        tmp_path / "cats"
+    )
+    done = train_kd("--phantom_slices", "40", "--teacher", "cats", "--output_dir", "run", cwd=tmp_path)
+    assert "the teacher's classes ['cat', 'dog', 'bird'] are not the student's" in done.stderr
+    assert "Traceback" not in done.stderr
