@@ -120,7 +120,7 @@ class TimmClassifier(TimmWrapperForImageClassification):
         if not hasattr(network, "forward_intermediates"):
             cls(config)  # refuses with the reason
         model = cls(config)
-        # transformers redraws every layer from its own distribution; timm's initialisation is the published one.
+        # transformers redraws every layer from its own distribution; the features keep timm's, the published one.
         model.timm_model = network
         return model.eval()
 
@@ -239,16 +239,15 @@ def _create_network(
         if weights is None:
             raise
         raise ValueError(f"{weights} does not hold weights of {architecture!r}: {error}") from error
-    if fine_tuned:
-        _start_classifier_small(network)
+    _start_classifier_small(network)
     return network
 
 
 def _start_classifier_small(network: torch.nn.Module) -> None:
-    """Let a fresh classifier on trained features begin near zero.
+    """Let a fresh classifier begin near zero, so that the first logits are nearly equal.
 
-    timm draws some classifiers (the EfficientNets') from ±1/√classes: with 3 classes instead of 1000 the first logits
-    are so large that their gradients spoil the trained features.
+    timm draws some classifiers (EfficientNet, MobileNetV4) from ±1/√classes: with 3 classes instead of 1000 the first
+    logits are so large that their gradients spoil trained features, and untrained ones take epochs to recover.
     """
     for module in network.get_classifier().modules():
         if isinstance(module, torch.nn.Linear):
