@@ -39,7 +39,7 @@ def main() -> None:
         options = parse_options()
         options.training.apply_cpu_threads()
         state = PartialState(cpu=options.training.use_cpu)
-        run = RunFolder(Path(options.training.output_dir))
+        run = RunFolder(Path(options.training.output_dir or "runs/unnamed"))
         if state.is_main_process:
             run.open(options)
         state.wait_for_everyone()
@@ -65,10 +65,11 @@ def prepare_data(options: RunOptions, run: RunFolder, state: PartialState) -> da
     data, seed = options.data, options.training.seed
     data_dir, cache_dir = data.data_dir, data.cache_dir
     if data.phantom_slices is not None:
-        data_dir, cache_dir = run.path / "phantoms", cache_dir or run.path / "cache"
-        if state.is_main_process and not data_dir.is_dir():
-            state.print(f"[1/5] Data: writing {data.phantom_slices} generated phantom slices to {data_dir}")
-            write_phantom_archives(data_dir, slices=data.phantom_slices, patients=data.phantom_slices // 5, seed=seed)
+        phantoms = run.path / "phantoms"
+        data_dir, cache_dir = str(phantoms), cache_dir or str(run.path / "cache")
+        if state.is_main_process and not phantoms.is_dir():
+            state.print(f"[1/5] Data: writing {data.phantom_slices} generated phantom slices to {phantoms}")
+            write_phantom_archives(phantoms, slices=data.phantom_slices, patients=data.phantom_slices // 5, seed=seed)
         state.wait_for_everyone()
     with state.main_process_first():
         splits = load_slices(
@@ -168,8 +169,8 @@ def views_of(split: datasets.Dataset, size: int, options: RunOptions, state: Par
 
 def show_outcome(run: RunFolder, state: PartialState) -> None:
     """Print the table, and where everything lies."""
-    if state.is_main_process:
-        metrics = run.read_metrics()
+    metrics = run.read_metrics()
+    if state.is_main_process and metrics is not None:
         facts = metrics["run"]
         print_results(
             list(metrics["models"].values()),

@@ -49,8 +49,9 @@ class RandomViews:
         draws = np.stack([np.random.default_rng((seed, epoch, row)).random(7) for row in index.tolist()])
         draw = torch.from_numpy(draws).to(views.device, torch.float32, non_blocking=True).unbind(1)
         images = views.float() / 255
+        height, width = images.shape[-2:]
         with torch.autocast(views.device.type, enabled=False):
-            images = warp_affine(images, self._affine(draw, images), images.shape[-2:], padding_mode="zeros")
+            images = warp_affine(images, self._affine(draw, images), (height, width), padding_mode="zeros")
             mean = images.mean((1, 2, 3), keepdim=True)
             low, high = self.contrast
             images = (mean + (low + (high - low) * draw[5].view(-1, 1, 1, 1)) * (images - mean)).clamp(0, 1)

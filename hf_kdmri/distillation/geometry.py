@@ -107,4 +107,5 @@ def _fused_kernel(stages: Sequence[Tensor], weights: Sequence[float] | None, gri
     if len(weights) != len(stages) or min(weights) < 0 or sum(weights) <= 0:
         raise ValueError(f"{len(stages)} stages need as many weights ≥ 0 that are not all 0, got {list(weights)}")
     total = sum(weights)
-    return sum((weight / total) * spatial_kernel(maps, grid=grid) for weight, maps in zip(weights, stages, strict=True))
+    kernels = [spatial_kernel(maps, grid=grid) for maps in stages]
+    return torch.stack([kernel * (weight / total) for kernel, weight in zip(kernels, weights, strict=True)]).sum(0)

@@ -133,7 +133,7 @@ class DistillationModel(nn.Module):
             self.teacher.eval()
         return self
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # torch overloads it
         """All weights but the teacher's."""
         prefix = kwargs.get("prefix", "")
         state = super().state_dict(*args, **kwargs)
@@ -188,7 +188,7 @@ class DistillationModel(nn.Module):
             "kd": self.loss_options.logit_weight * warmup,
             "geometry": self.loss_options.geometry_weight * warmup,
         }
-        return sum(scale[name] * term for name, term in terms.items())
+        return torch.stack([scale[name] * term for name, term in terms.items()]).sum()
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         # Validation loss is the plain cross-entropy, so that runs with and without smoothing compare.

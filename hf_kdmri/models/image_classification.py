@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -21,6 +21,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_kdmri.models.stages import stage_indices
 
+Model = TypeVar("Model", bound="TimmClassifier")
 _PUBLIC_ARCHITECTURE = "TimmWrapperForImageClassification"
 _PREFIX = "timm_model."
 _PREPROCESSING_KEYS = ("mean", "std", "interpolation", "fixed_input_size", "classifier", "first_conv", "license")
@@ -61,7 +62,7 @@ class TimmClassifier(TimmWrapperForImageClassification):
 
     @classmethod
     def from_timm(
-        cls,
+        cls: type[Model],
         architecture: str,
         *,
         labels: Sequence[str],
@@ -72,7 +73,7 @@ class TimmClassifier(TimmWrapperForImageClassification):
         drop_rate: float | None = None,
         num_scales: int = 3,
         model_args: dict[str, Any] | None = None,
-    ) -> TimmClassifier:
+    ) -> Model:
         """Build a model from a timm architecture.
 
         Args:
@@ -98,7 +99,10 @@ class TimmClassifier(TimmWrapperForImageClassification):
         _check_architecture(name)
         if len(labels) < 2 or len(set(labels)) != len(labels):
             raise ValueError(f"labels are {list(labels)}; at least two different class names are needed")
-        timm_cfg = timm.get_pretrained_cfg(architecture if "." in architecture else name).to_dict()
+        published = timm.get_pretrained_cfg(architecture)
+        if published is None:
+            raise ValueError(f"timm has no weights and so no input size on record under {architecture!r}; try {name!r}")
+        timm_cfg = published.to_dict()
         image_size = image_size or timm_cfg["input_size"][-1]
         saved_args = dict(model_args or {})
         if timm_cfg.get("fixed_input_size"):
@@ -106,14 +110,15 @@ class TimmClassifier(TimmWrapperForImageClassification):
         pretrained_cfg = {key: timm_cfg[key] for key in _PREPROCESSING_KEYS if timm_cfg.get(key) is not None}
         # The whole picture is resized to the square and nothing is cropped off or padded, whatever its aspect ratio.
         pretrained_cfg |= {"input_size": [3, image_size, image_size], "crop_pct": 1.0, "crop_mode": "squash"}
-        config = KDConfig(
-            architecture=name,
-            model_args=saved_args,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: index for index, label in enumerate(labels)},
-            pretrained_cfg=pretrained_cfg,
-            num_scales=num_scales,
+        config = KDConfig.from_dict(
+            {
+                "architecture": name,
+                "model_args": saved_args,
+                "num_classes": len(labels),
+                "label_names": list(labels),
+                "pretrained_cfg": pretrained_cfg,
+                "num_scales": num_scales,
+            }
         )
         training_args = {"drop_path_rate": drop_path_rate, "drop_rate": drop_rate}
         network = _create_network(architecture, len(labels), {**saved_args, **training_args}, pretrained, weights)
@@ -127,7 +132,8 @@ class TimmClassifier(TimmWrapperForImageClassification):
     @property
     def labels(self) -> list[str]:
         """Class names in the order of the logits."""
-        return [self.config.id2label[index] for index in range(self.config.num_labels)]
+        names: dict[int, str] = self.config.id2label  # type: ignore[assignment]  # keys are integers after loading
+        return [names[index] for index in range(len(names))]
 
     @property
     def image_size(self) -> int:
@@ -159,7 +165,9 @@ class TimmClassifier(TimmWrapperForImageClassification):
         )
         return self.timm_model.forward_head(last), tuple(stages)
 
-    def save_pretrained(self, save_directory: str | Path, *, state_dict: dict | None = None, **kwargs: Any) -> None:
+    def save_pretrained(  # type: ignore[override]  # all but the two named arguments pass through unchanged
+        self, save_directory: str | Path, *, state_dict: dict | None = None, **kwargs: Any
+    ) -> None:
         """Save `config.json` and `model.safetensors`, the weights under timm's own keys.
 
         Args:
@@ -249,7 +257,8 @@ def _start_classifier_small(network: torch.nn.Module) -> None:
     timm draws some classifiers (EfficientNet, MobileNetV4) from ±1/√classes: with 3 classes instead of 1000 the first
     logits are so large that their gradients spoil trained features, and untrained ones take epochs to recover.
     """
-    for module in network.get_classifier().modules():
+    classifier: torch.nn.Module = network.get_classifier()  # type: ignore[operator]  # every timm network has it
+    for module in classifier.modules():
         if isinstance(module, torch.nn.Linear):
             torch.nn.init.trunc_normal_(module.weight, std=0.01)
             torch.nn.init.zeros_(module.bias)

@@ -55,5 +55,5 @@ def stage_channels(model: nn.Module, num_scales: int) -> list[int]:
 
 
 def _feature_info(model: nn.Module) -> list[dict[str, Any]]:
-    info = model.feature_info
+    info: Any = model.feature_info
     return info if isinstance(info, list) else info.get_dicts()

@@ -169,7 +169,7 @@ def parse_options(argv: Sequence[str] | None = None) -> RunOptions:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(
-        list(OPTION_CLASSES),
+        list(OPTION_CLASSES),  # type: ignore[arg-type]  # transformers types it as a NewType
         prog="train_kd.py",
         usage="accelerate launch train_kd.py [--config FILE] [--option VALUE ...]",
         description=_DESCRIPTION,
@@ -260,7 +260,7 @@ def _unknown(what: str, name: str, prefix: str = "") -> str:
 
 
 def _type_name(hint: Any) -> str:
-    return getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
 def _plain(value: Any) -> Any:

@@ -170,7 +170,7 @@ def versions() -> dict[str, str]:
 
 def machine() -> str:
     """The compute device and, for a CPU, its threads."""
-    if torch.accelerator.is_available():
-        device = torch.accelerator.current_accelerator()
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is not None:
         return torch.cuda.get_device_name() if device.type == "cuda" else str(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

@@ -133,8 +133,8 @@ def _stage_arguments(stage: str, options: RunOptions, run: RunFolder) -> Distill
 
 
 def _validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    labels, classes = prediction.label_ids, prediction.predictions.argmax(1)
-    every_class = list(range(prediction.predictions.shape[1]))
+    logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    classes, every_class = logits.argmax(1), list(range(logits.shape[1]))
     return {
         "accuracy": float((classes == labels).mean()),
         "macro_f1": float(f1_score(labels, classes, labels=every_class, average="macro", zero_division=0)),

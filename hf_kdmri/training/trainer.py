@@ -133,7 +133,7 @@ class DistillationTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.args.output_dir or ".")
         model = self._distillation_model()
         model.student.save_pretrained(folder)
         if head := model.head_state_dict():
@@ -143,6 +143,8 @@ class DistillationTrainer(Trainer):
         self._restore(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
+        if self.state.best_model_checkpoint is None:
+            raise ValueError("no checkpoint of the best model was kept; raise save_total_limit")
         self._restore(self.state.best_model_checkpoint)
 
     def _restore(self, checkpoint: str) -> None:
