@@ -168,3 +168,18 @@ def test_a_teacher_of_other_classes_is_refused_before_training(tmp_path: Path):
     done = train_kd("--phantom_slices", "40", "--teacher", "cats", "--output_dir", "run", cwd=tmp_path)
     assert "the teacher's classes ['cat', 'dog', 'bird'] are not the student's" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.two_process
+def test_two_processes_do_the_whole_job(tmp_path: Path):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump({**TINY, "phantom_slices": 60, "per_device_train_batch_size": 8}))
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29527")
+    done = train_kd(
+        *("--config", str(config), "--output_dir", str(tmp_path / "run"), "--num_train_epochs", "1"), launcher=launcher
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["models"]["student"]["n"] == metrics["run"]["slices"]["test"]
+    assert done.stdout.count("[5/5] Testing") == 1  # one process speaks
