@@ -67,6 +67,7 @@ def test_bad_files_are_refused_with_the_way_out(tmp_path: Path, text: str, messa
         (["--temperature", "0"], r"temperature is 0\.0"),
         (["--logit_weight", "-1"], r"logit_weight is -1\.0"),
         (["--distillation_warmup", "2"], r"distillation_warmup is 2\.0; it is a share"),
+        (["--push_to_hub", "--hub_model_id", "nobody"], r"needs --hub_model_id USER/NAME, got 'nobody'"),
         (["--cpu_threads", "0"], r"cpu_threads is 0"),
         (["--student_image_size", "16"], r"student_image_size is 16; .* at least 32"),
         (["--phantom_slices", "50", "--data_dir", "x"], r"give one of them"),

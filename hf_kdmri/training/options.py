@@ -196,6 +196,8 @@ def parse_options(argv: Sequence[str] | None = None) -> RunOptions:
         raise OptionError(str(error)) from error
     if unknown:
         raise OptionError(_unknown("option", unknown[0].lstrip("-").split("=")[0], prefix="--"))
+    if training.push_to_hub and (training.hub_model_id or "").count("/") != 1:
+        raise OptionError(f"--push_to_hub needs --hub_model_id USER/NAME, got {training.hub_model_id!r}")
     return RunOptions(data, model, training)
 
 

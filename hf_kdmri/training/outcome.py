@@ -129,7 +129,7 @@ def write_card(
     write_student_card(run.model_folder("student"), facts)
 
 
-def run_facts(options: RunOptions, splits: datasets.DatasetDict, timing: Mapping[str, Any]) -> dict[str, Any]:
+def run_facts(run: RunFolder, options: RunOptions, splits: datasets.DatasetDict) -> dict[str, Any]:
     """What else `metrics.json` should say: the command, the data, the machine."""
     return {
         "command": command(),
@@ -140,7 +140,11 @@ def run_facts(options: RunOptions, splits: datasets.DatasetDict, timing: Mapping
         "phantom": options.data.phantom_slices is not None,
         "slices": {name: len(split) for name, split in splits.items()},
         "patient_groups": {name: len(set(split["patient_group"])) for name, split in splits.items()},
-        "training": dict(timing),
+        "training": {
+            row["stage"]: {"seconds": row["train_runtime"], "images_per_second": row["train_samples_per_second"]}
+            for row in run.read_history()
+            if "train_runtime" in row
+        },
         "versions": versions(),
         "machine": machine(),
     }

@@ -15,8 +15,10 @@ import yaml
 from hf_kdmri.models import TimmClassifier
 from hf_kdmri.training.options import OptionError, RunOptions, write_config
 
-# Where things lie and how many processes read them does not change a result.
+# Where things lie, who is told and how many processes read them does not change a result.
 _PLACES = {"output_dir", "overwrite_output_dir", "data_dir", "cache_dir", "preprocessing_num_workers"}
+_PLACES |= {"push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "report_to", "run_name", "disable_tqdm"}
+_PLACES |= {"dataloader_num_workers", "dataloader_persistent_workers", "dataloader_prefetch_factor"}
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_kdmri.data.augmentation import RandomViews
 from hf_kdmri.data.views import ViewDataset, collate_views
-from hf_kdmri.distillation import DistillationModel
+from hf_kdmri.distillation import DistillationModel, teacher_column_order
 from hf_kdmri.models import StudentForImageClassification, TeacherForImageClassification, TimmClassifier
 from hf_kdmri.training.arguments import DistillationTrainingArguments
 from hf_kdmri.training.callbacks import HistoryWriter, StageProgress
@@ -26,7 +25,7 @@ from hf_kdmri.training.trainer import DistillationTrainer
 STAGES = ("teacher", "baseline", "student")
 
 
-def build_teacher(options: RunOptions, labels: list[str]) -> TeacherForImageClassification:
+def _build_teacher(options: RunOptions, labels: list[str]) -> TeacherForImageClassification:
     """The untrained (or ImageNet-trained) teacher that a run fine-tunes."""
     set_seed(options.training.seed)
     return TeacherForImageClassification.from_timm(
@@ -40,7 +39,7 @@ def build_teacher(options: RunOptions, labels: list[str]) -> TeacherForImageClas
     )
 
 
-def build_student(options: RunOptions, labels: list[str]) -> StudentForImageClassification:
+def _build_student(options: RunOptions, labels: list[str]) -> StudentForImageClassification:
     """The student; baseline and distilled student start from the same weights."""
     set_seed(options.training.seed)
     return StudentForImageClassification.from_timm(
@@ -53,6 +52,25 @@ def build_student(options: RunOptions, labels: list[str]) -> StudentForImageClas
     )
 
 
+def build_models(options: RunOptions, labels: list[str], run: RunFolder) -> dict[str, TimmClassifier]:
+    """Every stage's model: finished ones from the run folder, others as they start."""
+    models: dict[str, TimmClassifier] = {}
+    if run.has_model("teacher"):
+        models["teacher"] = TeacherForImageClassification.from_pretrained(run.model_folder("teacher"))
+    elif options.model.teacher is not None:
+        models["teacher"] = TeacherForImageClassification.from_pretrained(options.model.teacher)
+    else:
+        models["teacher"] = _build_teacher(options, labels)
+    teacher_column_order(labels, models["teacher"].labels)  # refuses other classes now, not after hours
+    for stage in ("baseline", "student"):
+        if stage == "student" or options.model.baseline:
+            if run.has_model(stage):
+                models[stage] = StudentForImageClassification.from_pretrained(run.model_folder(stage))
+            else:
+                models[stage] = _build_student(options, labels)
+    return models
+
+
 def train_stage(
     stage: str,
     model: TimmClassifier,
@@ -60,7 +78,7 @@ def train_stage(
     views: dict[str, ViewDataset],
     options: RunOptions,
     run: RunFolder,
-) -> dict[str, float]:
+) -> None:
     """Train one model to the end, from the last checkpoint where there is one, and save it in the run folder.
 
     Args:
@@ -70,9 +88,6 @@ def train_stage(
         views: "train" and "validation".
         options: of the run.
         run: the run's folder.
-
-    Returns:
-        `seconds` and `images_per_second` of the training.
     """
     trainer = DistillationTrainer(
         model=DistillationModel(model, teacher),
@@ -89,15 +104,10 @@ def train_stage(
         trainer.add_callback(StageProgress)
     checkpoints = run.checkpoints(stage)
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    started = time.perf_counter()
-    result = trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=last)
     if trainer.is_world_process_zero():
         run.save_model(stage, model)
     trainer.accelerator.wait_for_everyone()
-    return {
-        "seconds": round(time.perf_counter() - started, 1),
-        "images_per_second": round(result.metrics["train_samples_per_second"], 1),
-    }
 
 
 def predict_probabilities(
