@@ -23,10 +23,10 @@ demo: install
 	$(BIN)/accelerate launch --quiet train_kd.py --config configs/demo.yaml
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-fast: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow and not two_process and not real_data"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not two_process and not real_data"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
