@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import timm
 import torch
 from huggingface_hub.dataclasses import strict
+from safetensors import safe_open
 from torch import Tensor
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -246,9 +247,28 @@ def _create_network(
     except RuntimeError as error:
         if weights is None:
             raise
-        raise ValueError(f"{weights} does not hold weights of {architecture!r}: {error}") from error
+        first = str(error).splitlines()[:2]
+        raise ValueError(f"{weights} does not hold weights of {architecture!r}: {' '.join(first)}") from error
+    if weights is not None:
+        _refuse_missing_weights(network, Path(weights), architecture)
     _start_classifier_small(network)
     return network
+
+
+def _refuse_missing_weights(network: torch.nn.Module, path: Path, architecture: str) -> None:
+    """Refuse a file that lacks features of the network; timm would leave them untrained and only log it."""
+    pretrained_cfg: Any = network.pretrained_cfg
+    classifier = pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
+    with safe_open(path, framework="pt") as file:
+        stored = set(file.keys())
+    needed = [key for key in network.state_dict() if not key.endswith("num_batches_tracked")]
+    missing = [key for key in needed if key not in stored and not key.startswith(heads)]
+    if missing:
+        raise ValueError(
+            f"{path} does not hold weights of {architecture!r} in timm's keys: {len(missing)} of {len(needed)} are "
+            f"missing, the first is {missing[0]}"
+        )
 
 
 def _start_classifier_small(network: torch.nn.Module) -> None:
