@@ -31,9 +31,11 @@ USER_ERRORS = (ValueError, OSError)
 
 def main() -> None:
     """Run whatever the run folder does not hold yet."""
-    transformers.utils.logging.set_verbosity_error()
     try:
         options = parse_options()
+        # After the options: transformers takes a quiet logger for a wish to have no progress bars.
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()  # its own, for writing a few megabytes; training keeps its bar
         options.training.apply_cpu_threads()
         state = PartialState(cpu=options.training.use_cpu)
         run = RunFolder(Path(options.training.output_dir or "runs/unnamed"))

@@ -102,6 +102,8 @@ class TestFinishedRun:
         text = finished[1].stdout
         for number in range(1, 6):
             assert f"[{number}/5]" in text
+        assert "epoch 2/2   train: cross-entropy" in text + finished[1].stderr
+        assert "{'loss'" not in text + finished[1].stderr
         for model in ("Teacher", "Student alone", "Distilled student"):
             assert model in text
         assert str(finished[0] / "student") in text
