@@ -35,7 +35,7 @@ def main() -> None:
         options = parse_options()
         # After the options: transformers takes a quiet logger for a wish to have no progress bars.
         transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()  # its own, for writing a few megabytes; training keeps its bar
+        transformers.utils.logging.disable_progress_bar()  # its own, for small files; training keeps its bar
         options.training.apply_cpu_threads()
         state = PartialState(cpu=options.training.use_cpu)
         run = RunFolder(Path(options.training.output_dir or "runs/unnamed"))
