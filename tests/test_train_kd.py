@@ -94,7 +94,9 @@ class TestFinishedRun:
             assert (run / "figures" / f"{name}.png").stat().st_size > 10_000
             assert (run / "figures" / f"{name}.svg").is_file()
             assert f"{name}.png" in done.stdout
-        assert "phantom" in (run / "student" / "README.md").read_text()
+        card = (run / "student" / "README.md").read_text()
+        assert "phantom" in card
+        assert "tiny.yaml" in card and str(run.parent) not in card  # the command, but nobody's folders
         resolved = yaml.safe_load((run / "config.yaml").read_text())
         assert TINY.items() <= resolved.items()
 

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -119,7 +120,7 @@ def write_card(
         split=options.data.split,
         fold=options.data.fold,
         seed=training.seed,
-        training_command=command(),
+        training_command=command(public=True),
         versions=versions(),
         machine=machine(),
         phantom=options.data.phantom_slices is not None,
@@ -162,9 +163,14 @@ def _is_8_bit(splits: datasets.DatasetDict) -> bool:
     return max(max(split["raw_max"]) for split in splits.values()) <= 255
 
 
-def command() -> str:
-    """The command line of this process, as one would type it."""
-    return shlex.join(["accelerate", "launch", *sys.argv])
+def command(public: bool = False) -> str:
+    """The command line of this process, as one would type it.
+
+    Args:
+        public: shorten absolute paths to their last part, so that a card does not publish someone's folders.
+    """
+    arguments = [Path(argument).name if public and Path(argument).is_absolute() else argument for argument in sys.argv]
+    return shlex.join(["accelerate", "launch", *arguments])
 
 
 def versions() -> dict[str, str]:
