@@ -7,8 +7,7 @@ The three are timed in turn, round after round, on one batch of random views, so
 changes all of them alike. The figure that counts is the ratio distillation / (student + teacher), taken round by round:
 what the losses and the shared view cost on top of the two networks.
 
-With the defaults on 2 cores of an AMD EPYC with AVX-512 and bf16 instructions (see README for the machine's versions):
-the printed table is copied into benchmarks/README.md together with this command.
+benchmarks/README.md holds the table of one run.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     """Options, with the pair and sizes of configs/figshare.yaml as defaults."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", default="tf_efficientnet_lite0", help="timm name (default: %(default)s)")
-    parser.add_argument("--student", default="efficientvit_b0", help="timm name (default: %(default)s)")
+    parser.add_argument("--student", default="mobilenetv4_conv_small", help="timm name (default: %(default)s)")
     parser.add_argument("--image_size", type=int, default=192, help="of both, pixels (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=32, help="(default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=9, help="rounds (default: %(default)s)")
@@ -157,8 +156,10 @@ def summarise(rounds: list[dict[str, float]], arguments: argparse.Namespace, dev
 def print_table(result: dict[str, Any]) -> None:
     """The figures for people."""
     settings = result["settings"]
-    table = Table(
-        title=f"{settings['teacher']} ({settings['teacher_dtype']}) → {settings['student']}, "
+    console = Console(width=110)
+    table = Table()
+    console.print(
+        f"{settings['teacher']} ({settings['teacher_dtype']}) → {settings['student']}, "
         f"{settings['image_size']} px, batch {settings['batch_size']}, {settings['repeats']} rounds; {result['device']}"
     )
     for heading in ("", "images / s", "ms (median)", "ms (min–max)"):
@@ -168,7 +169,6 @@ def print_table(result: dict[str, Any]) -> None:
         table.add_row(
             name, f"{figure['images_per_second']:.0f}", f"{ms['median']:.0f}", f"{ms['min']:.0f}–{ms['max']:.0f}"
         )
-    console = Console(width=110)
     console.print(table)
     ratio = result["ratio"]
     console.print(
