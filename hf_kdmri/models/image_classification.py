@@ -123,8 +123,6 @@ class TimmClassifier(TimmWrapperForImageClassification):
         )
         training_args = {"drop_path_rate": drop_path_rate, "drop_rate": drop_rate}
         network = _create_network(architecture, len(labels), {**saved_args, **training_args}, pretrained, weights)
-        if not hasattr(network, "forward_intermediates"):
-            cls(config)  # refuses with the reason
         model = cls(config)
         # transformers redraws every layer from its own distribution; the features keep timm's, the published one.
         model.timm_model = network

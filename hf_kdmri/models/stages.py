@@ -48,12 +48,6 @@ def stage_indices(model: nn.Module, num_scales: int) -> list[int]:
     return indices[-num_scales:]
 
 
-def stage_channels(model: nn.Module, num_scales: int) -> list[int]:
-    """Channel counts of the maps at `stage_indices(model, num_scales)`."""
-    info = _feature_info(model)
-    return [info[index]["num_chs"] for index in stage_indices(model, num_scales)]
-
-
 def _feature_info(model: nn.Module) -> list[dict[str, Any]]:
     info: Any = model.feature_info
     return info if isinstance(info, list) else info.get_dicts()

@@ -98,7 +98,7 @@ class DistillationTrainer(Trainer):
         if model.training:
             warmup = self._warmup()
             if warmup < 1:
-                loss = self.accelerator.unwrap_model(model).total(outputs["terms"], warmup)
+                loss = self._distillation_model().total(outputs["terms"], warmup)
             hits = (outputs["logits"].detach().argmax(1) == labels).float().mean()
             self._collect({**{f"loss_{name}": term for name, term in outputs["terms"].items()}, "train_accuracy": hits})
         return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
