@@ -13,6 +13,7 @@ Example:
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from dataset_script.figshare_download import BASE_URL, download_published_zips
+from dataset_script.slice_index import labels_and_pids
 from hf_kdmri.data.archives import (
     DataFolderError,
     SliceEntry,
@@ -32,7 +34,7 @@ from hf_kdmri.data.archives import (
     find_slices_in_zips,
     read_slices,
 )
-from hf_kdmri.data.mat_file import LABEL_NAMES, SliceFileError, read_label_and_pid, read_slice, window_to_uint8
+from hf_kdmri.data.mat_file import LABEL_NAMES, SliceFileError, read_slice, window_to_uint8
 from hf_kdmri.data.splits import SPLITS, assign_splits, check_config, check_fold, patient_group_of
 
 logger = datasets.utils.logging.get_logger(__name__)
@@ -54,7 +56,8 @@ and Zhao, Jie and Feng, Yanqiu and Feng, Qianjin and Chen, Wufan},
   title = {brain tumor dataset}, author = {Cheng, Jun}, publisher = {figshare}, doi = {10.6084/m9.figshare.1512427}
 }"""
 DESCRIPTION = "3064 T1-weighted contrast-enhanced brain MRI slices of 233 PIDs with one of three tumours."
-PNG_LEVEL = 1  # level 6 takes 3 times as long for 15 % fewer bytes
+# zlib's run-length strategy: a fifth of the time of Pillow's defaults for slices, and smaller than its level 1
+PNG_OPTIONS = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 
 
 @dataclass
@@ -156,13 +159,9 @@ class FigshareBrainTumor(datasets.GeneratorBasedBuilder):
             entries = find_slices_in_zips(download_published_zips(dl_manager, self.config.base_url))
         else:
             entries = find_slices(self.config.data_dir)
-        labels, pids = [], []
-        for entry, data in datasets.utils.tqdm(
-            read_slices(entries), total=len(entries), desc="Reading labels and PIDs"
-        ):
-            label, pid = read_label_and_pid(data, entry.name)
-            labels.append(label)
-            pids.append(pid)
+        labels, pids = labels_and_pids(
+            entries, cache_dir=Path(self.cache_dir).parents[1], num_proc=dl_manager.download_config.num_proc
+        )
         numbers = [entry.number for entry in entries]
         assigned = np.array(assign_splits(pids, labels, numbers, self.config.name, self.config.fold, self.config.seed))
         return [
@@ -185,7 +184,7 @@ class FigshareBrainTumor(datasets.GeneratorBasedBuilder):
                     "pid": item.pid,
                     "patient_group": patient_group_of(item.pid),
                     "slice": item.number,
-                    "mask": {"bytes": _png(item.mask.astype(np.uint8) * 255), "path": None},
+                    "mask": {"bytes": _png(item.mask), "path": None},
                     "raw_min": item.raw_min,
                     "raw_max": item.raw_max,
                     "window_low": low,
@@ -221,5 +220,5 @@ def _fingerprint(data_dir: str) -> list[tuple[str, int, int]]:
 
 def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=PNG_LEVEL)
+    Image.fromarray(pixels).save(buffer, "PNG", **PNG_OPTIONS)
     return buffer.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -10,7 +9,7 @@ from typing import BinaryIO
 import h5py
 import numpy as np
 
-from hf_kdmri.data.bounded_hdf5 import read_bounded
+from hf_kdmri.data.bounded_hdf5 import chunk_shape, read_bounded
 
 LABEL_NAMES = ("meningioma", "glioma", "pituitary")  # the file's labels 1, 2, 3 are our 0, 1, 2
 MAX_SIDE = 4096  # pixels; a file that claims more would only exhaust memory (published: 512, a few 256)
@@ -127,23 +126,33 @@ def window_to_uint8(
         >>> image.tolist(), low, high
         ([[0, 64], [191, 255]], 0.0, 200.0)
     """
-    low, high = _percentiles(image.ravel(), percentiles)
-    if high <= low:
-        return np.zeros(image.shape, np.uint8), low, high
-    scaled = (np.clip(image, low, high) - low) * (255.0 / (high - low))
-    return np.rint(scaled).astype(np.uint8), low, high
-
-
-def _percentiles(values: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float]:
-    """`np.percentile(values, percentiles)` in float64: numpy's own subtracts int16 neighbours, which can overflow."""
     if not 0 <= percentiles[0] < percentiles[1] <= 100:
         raise ValueError(f"window percentiles are {percentiles}; expected 0 <= lower < upper <= 100")
-    positions = [percentile / 100 * (values.size - 1) for percentile in percentiles]
-    ranks = [(int(p), min(int(p) + 1, values.size - 1)) for p in positions]
-    ordered = np.partition(values, sorted({rank for pair in ranks for rank in pair}))
-    below_above = [(float(ordered[below]), float(ordered[above])) for below, above in ranks]
-    low, high = (b + (a - b) * (p - int(p)) for p, (b, a) in zip(positions, below_above, strict=True))
-    return low, high
+    positions = [percentile / 100 * (image.size - 1) for percentile in percentiles]
+    ranks = sorted({rank for p in positions for rank in (int(p), min(int(p) + 1, image.size - 1))})
+    smallest = image.min()
+    steps = int(image.max()) - int(smallest) + 1 if image.dtype.kind in "iu" else 0
+    if 0 < steps <= 2**16:  # each intensity is mapped once, not each pixel: 6 times as fast
+        levels = np.subtract(image, smallest, dtype=np.intp).ravel()
+        ordered = np.searchsorted(np.bincount(levels).cumsum(), ranks, side="right") + int(smallest)
+        low, high = _interpolated(positions, dict(zip(ranks, ordered.tolist(), strict=True)))
+        table = _stretch(np.arange(int(smallest), int(smallest) + steps), low, high)
+        return table[levels].reshape(image.shape), low, high
+    partitioned = np.partition(image.ravel(), ranks)
+    low, high = _interpolated(positions, {rank: float(partitioned[rank]) for rank in ranks})
+    return _stretch(image, low, high), low, high
+
+
+def _interpolated(positions: list[float], values: dict[int, float]) -> list[float]:
+    """`np.percentile` in float64: numpy's own subtracts int16 neighbours, which can overflow."""
+    last = max(values)
+    return [float(values[int(p)] + (values[min(int(p) + 1, last)] - values[int(p)]) * (p - int(p))) for p in positions]
+
+
+def _stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    if high <= low:
+        return np.zeros(values.shape, np.uint8)
+    return np.rint((np.clip(values, low, high) - low) * (255.0 / (high - low))).astype(np.uint8)
 
 
 def _name_of(source: bytes | BinaryIO | str | Path, name: str | None) -> str:
@@ -154,19 +163,29 @@ def _name_of(source: bytes | BinaryIO | str | Path, name: str | None) -> str:
     return name
 
 
+def _bytes_of(source: bytes | BinaryIO | str | Path) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    return Path(source).read_bytes() if isinstance(source, (str, Path)) else source.read()
+
+
 class _Fields:
-    """The struct `cjdata` of one open file; every field is checked as it is read."""
+    """The struct `cjdata` of one open file; every field is checked as it is read.
+
+    It speaks HDF5's own functions through h5py's low-level interface, whose objects cost a third of the others'.
+    """
 
     def __init__(self, source: bytes | BinaryIO | str | Path, name: str) -> None:
         self._name = name
-        self._source = io.BytesIO(source) if isinstance(source, bytes) else source
-        self._file: h5py.File | None = None
+        self._bytes = _bytes_of(source)
+        self._file: h5py.h5f.FileID | None = None
+        self._struct: h5py.h5g.GroupID | h5py.h5d.DatasetID | None = None
 
     def __enter__(self) -> _Fields:
         try:
-            self._file = h5py.File(self._source, "r")
-        except FileNotFoundError:
-            raise
+            if not self._bytes:
+                raise ValueError("the file is empty")
+            self._file = h5py.h5f.open_file_image(self._bytes)  # read-only
         except Exception as error:  # h5py documents no list: OSError, RuntimeError and others were seen
             raise SliceFileError(
                 f"{self._name}: not a readable HDF5 (MATLAB v7.3) file ({_first_line(error)}); {_DOWNLOAD_AGAIN}"
@@ -234,21 +253,26 @@ class _Fields:
     def _numbers(self, field: str, max_values: int) -> np.ndarray:
         try:
             dataset = self._dataset(field)
-            if dataset.dtype.kind not in "iufb":
+            shape, dtype, chunks = dataset.shape, dataset.dtype, chunk_shape(dataset)
+            if dtype.kind not in "iufb":
                 raise SliceFileError(
-                    f"{self._name}: {field} holds {dataset.dtype} (text, references or records), expected numbers; "
+                    f"{self._name}: {field} holds {dtype} (text, references or records), expected numbers; "
                     f"{_DOWNLOAD_AGAIN}"
                 )
-            chunk_values = int(np.prod(dataset.chunks or (0,), dtype=object))
-            # shape is None for HDF5's null dataspace; a chunk is decompressed whole, so its size counts too
-            if dataset.shape is None or dataset.size > max_values or chunk_values > max(max_values, 2**16):
+            chunk_values = int(np.prod(chunks or (0,), dtype=object))
+            # a chunk is decompressed whole, so its size counts too
+            if (
+                dataset.get_space().get_simple_extent_type() == h5py.h5s.NULL
+                or int(np.prod(shape, dtype=object)) > max_values
+                or chunk_values > max(max_values, 2**16)
+            ):
                 raise SliceFileError(
-                    f"{self._name}: {field} has shape {dataset.shape} in chunks of {dataset.chunks}, more than a slice "
+                    f"{self._name}: {field} has shape {shape} in chunks of {chunks}, more than a slice "
                     f"can have ({max_values} values); {_DOWNLOAD_AGAIN}"
                 )
-            if "MATLAB_empty" in dataset.attrs:  # MATLAB stores an empty array as its shape
-                return np.zeros((0, 0), dataset.dtype)
-            value = read_bounded(dataset)
+            if h5py.h5a.exists(dataset, b"MATLAB_empty"):  # MATLAB stores an empty array as its shape
+                return np.zeros((0, 0), dtype)
+            value = read_bounded(dataset, self._bytes)
             return value.astype(np.uint8 if value.dtype.kind == "b" else value.dtype.newbyteorder("="), copy=False)
         except SliceFileError:
             raise
@@ -257,29 +281,35 @@ class _Fields:
                 f"{self._name}: {field} cannot be read ({_first_line(error)}); {_DOWNLOAD_AGAIN}"
             ) from error
 
-    def _dataset(self, field: str) -> h5py.Dataset:
-        assert self._file is not None
-        node: h5py.Group = self._file
-        for step in ("cjdata", field):
-            link = node.get(step, getlink=True) if isinstance(node, h5py.Group) and step in node.keys() else None
-            if link is None:
-                raise SliceFileError(
-                    f"{self._name}: field cjdata/{field} is lacking; {_DOWNLOAD_AGAIN} (cjdata needs label, PID, "
-                    f"image, tumorBorder and tumorMask)"
-                )
-            if not isinstance(link, h5py.HardLink):
-                raise SliceFileError(
-                    f"{self._name}: {step} is a soft or external link; links are refused because they can point at "
-                    f"other files; {_DOWNLOAD_AGAIN}"
-                )
-            node = node[step]
-        if not isinstance(node, h5py.Dataset):
+    def _dataset(self, field: str) -> h5py.h5d.DatasetID:
+        if self._struct is None:
+            assert self._file is not None
+            self._struct = self._follow(h5py.h5g.open(self._file, b"/"), "cjdata", field)
+        node = self._follow(self._struct, field, field)
+        if not isinstance(node, h5py.h5d.DatasetID):
             raise SliceFileError(f"{self._name}: cjdata/{field} is a group, expected numbers; {_DOWNLOAD_AGAIN}")
-        if node.external or node.is_virtual:
+        properties = node.get_create_plist()
+        if properties.get_external_count() or properties.get_layout() == h5py.h5d.VIRTUAL:
             raise SliceFileError(
                 f"{self._name}: {field} is stored outside this file, which is refused; {_DOWNLOAD_AGAIN}"
             )
         return node
+
+    def _follow(
+        self, node: h5py.h5g.GroupID | h5py.h5d.DatasetID, step: str, field: str
+    ) -> h5py.h5g.GroupID | h5py.h5d.DatasetID:
+        name = step.encode()
+        if not isinstance(node, h5py.h5g.GroupID) or not node.links.exists(name):
+            raise SliceFileError(
+                f"{self._name}: field cjdata/{field} is lacking; {_DOWNLOAD_AGAIN} (cjdata needs label, PID, image, "
+                f"tumorBorder and tumorMask)"
+            )
+        if node.links.get_info(name).type != h5py.h5l.TYPE_HARD:
+            raise SliceFileError(
+                f"{self._name}: {step} is a soft or external link; links are refused because they can point at other "
+                f"files; {_DOWNLOAD_AGAIN}"
+            )
+        return h5py.h5o.open(node, name)
 
 
 def _first_line(error: Exception) -> str:
