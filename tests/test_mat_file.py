@@ -233,3 +233,15 @@ def test_damaged_files_parse_or_are_refused():
             assert item.image.shape == item.mask.shape and item.label in (0, 1, 2)
         assert time.perf_counter() - start < 2
     assert refused > 20
+
+
+@pytest.mark.parametrize("percentiles", [(0, 100), (0.1, 99.9), (25, 60)])
+def test_window_of_integers_equals_that_of_floats(percentiles: tuple[float, float]) -> None:
+    rng = np.random.default_rng(0)
+    for low, high, dtype in ((-32768, 32767, np.int16), (0, 4000, np.int16), (5, 5, np.uint8), (0, 2**40, np.int64)):
+        image = rng.integers(low, high, (40, 30), dtype=dtype, endpoint=True)
+        as_integers = window_to_uint8(image, percentiles)
+        as_floats = window_to_uint8(image.astype(np.float64), percentiles)
+        assert np.array_equal(as_integers[0], as_floats[0])
+        assert as_integers[1:] == pytest.approx(as_floats[1:])
+        assert as_integers[1:] == pytest.approx(tuple(np.percentile(image.astype(np.float64), percentiles)))
