@@ -19,7 +19,14 @@ from hf_kdmri.data.mat_file import (
     window_to_uint8,
 )
 from hf_kdmri.data.phantom import write_phantom_archives
-from hf_kdmri.data.splits import assign_splits, group_folds, group_parts, patient_group_of, published_patients
+from hf_kdmri.data.splits import (
+    assign_splits,
+    group_folds,
+    group_parts,
+    patient_group_of,
+    published_patients,
+    split_by_group,
+)
 
 __all__ = [
     "LABEL_NAMES",
@@ -38,6 +45,7 @@ __all__ = [
     "read_label_and_pid",
     "read_slice",
     "read_slices",
+    "split_by_group",
     "window_to_uint8",
     "write_phantom_archives",
 ]

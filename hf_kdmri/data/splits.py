@@ -15,6 +15,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from hf_kdmri.data.mat_file import LABEL_NAMES
 
@@ -23,6 +24,7 @@ PARTS_PER_FOLD = 2
 CONFIGS = ("patient_groups", "cvind", "random_slices")
 SPLITS = ("train", "validation", "test")
 PATIENTS_CSV = Path(__file__).with_name("figshare_patients.csv")
+Group = TypeVar("Group", bound=Hashable)
 _SUFFIXED = re.compile(r"([A-Za-z]*\d+)[A-Za-z]")
 
 
@@ -93,8 +95,8 @@ def check_config(config: str) -> str:
 
 
 def group_parts(
-    groups: Sequence[str], labels: Sequence[Hashable], folds: int = FOLDS, per_fold: int = 1
-) -> dict[str, int]:
+    groups: Sequence[Group], labels: Sequence[Hashable], folds: int = FOLDS, per_fold: int = 1
+) -> dict[Group, int]:
     """Deal groups to `folds * per_fold` parts, balanced by label in slices, then in groups.
 
     Greedy: from the largest group down, each goes to the fold, and inside it to the part, that has the fewest slices
@@ -116,13 +118,13 @@ def group_parts(
     """
     if len(groups) != len(labels):
         raise ValueError(f"{len(groups)} groups but {len(labels)} labels; give one of each for every slice")
-    label_counts: defaultdict[str, Counter[Hashable]] = defaultdict(Counter)
+    label_counts: defaultdict[Group, Counter[Hashable]] = defaultdict(Counter)
     for group, label in zip(groups, labels, strict=True):
         label_counts[group][label] += 1
     fold_loads = [_Load() for _ in range(folds)]
     part_loads = [_Load() for _ in range(folds * per_fold)]
-    parts: dict[str, int] = {}
-    for group in sorted(label_counts, key=lambda group: (-label_counts[group].total(), group)):
+    parts: dict[Group, int] = {}
+    for group in sorted(label_counts, key=lambda group: (-label_counts[group].total(), str(group))):
         counts = label_counts[group]
         label = min(counts, key=lambda label: (-counts[label], str(label)))
         fold = min(range(folds), key=lambda fold: (*fold_loads[fold].of(label), fold))
@@ -143,6 +145,36 @@ def group_folds(groups: Sequence[str], labels: Sequence[Hashable], folds: int = 
     """
     parts = group_parts(groups, labels, folds)
     return [parts[group] for group in groups]
+
+
+def split_by_group(groups: Sequence[Hashable], labels: Sequence[Hashable], fold: int = 0) -> list[str]:
+    """Split your own images by the rule of `"patient_groups"`: 70 % train, 10 % validation, 20 % test, by group.
+
+    No group stands in two splits, every image is in the test split of one of the five folds, classes are balanced as
+    far as whole groups allow, and nothing is drawn at random.
+
+    Args:
+        groups: Whatever must stay together, e.g. the patient, one per image.
+        labels: Class of each image.
+        fold: 0-4.
+
+    Returns:
+        `"train"`, `"validation"` or `"test"` per image.
+
+    Raises:
+        ValueError: an unknown fold, lists of unequal length, or so few groups that a split stays empty.
+
+    Example:
+        >>> patients = [f"p{n // 2}" for n in range(40)]  # two images of each of twenty patients
+        >>> split = split_by_group(patients, ["tumour"] * 20 + ["none"] * 20)
+        >>> [split.count(name) for name in ("train", "validation", "test")]
+        [28, 4, 8]
+        >>> {p for p, s in zip(patients, split) if s == "train"} & {p for p, s in zip(patients, split) if s == "test"}
+        set()
+    """
+    check_fold(fold)
+    parts = group_parts(groups, labels, FOLDS, PARTS_PER_FOLD)
+    return _none_empty([_split_of(parts[group], fold) for group in groups], len(parts), fold)
 
 
 def assign_splits(
@@ -190,13 +222,7 @@ def assign_splits(
     else:
         test = _in_cvind_fold(pids, fold) if config == "cvind" else _in_random_fifth(labels, slices, fold, seed)
         assigned = _carve_validation(groups, labels, test)
-    lacking = [split for split in SPLITS if split not in assigned]
-    if lacking:
-        raise ValueError(
-            f"{len(set(groups))} patient groups leave {' and '.join(lacking)} of fold {fold} empty; give slices of "
-            f"more patients, at least {FOLDS} of each class for balanced folds"
-        )
-    return assigned
+    return _none_empty(assigned, len(set(groups)), fold)
 
 
 def _by_patient_group(pids: Sequence[str], groups: Sequence[str], labels: Sequence[int], fold: int) -> list[str]:
@@ -206,10 +232,23 @@ def _by_patient_group(pids: Sequence[str], groups: Sequence[str], labels: Sequen
     else:
         dealt = group_parts(groups, labels, FOLDS, PARTS_PER_FOLD)
         parts = [dealt[group] for group in groups]
-    validation = PARTS_PER_FOLD * ((fold + 1) % FOLDS)
-    return [
-        "test" if part // PARTS_PER_FOLD == fold else "validation" if part == validation else "train" for part in parts
-    ]
+    return [_split_of(part, fold) for part in parts]
+
+
+def _split_of(part: int, fold: int) -> str:
+    if part // PARTS_PER_FOLD == fold:
+        return "test"
+    return "validation" if part == PARTS_PER_FOLD * ((fold + 1) % FOLDS) else "train"
+
+
+def _none_empty(assigned: list[str], groups: int, fold: int) -> list[str]:
+    lacking = [split for split in SPLITS if split not in assigned]
+    if lacking:
+        raise ValueError(
+            f"{groups} patient groups leave {' and '.join(lacking)} of fold {fold} empty; give slices of more "
+            f"patients, at least {FOLDS} of each class for balanced folds"
+        )
+    return assigned
 
 
 def _in_cvind_fold(pids: Sequence[str], fold: int) -> list[bool]:
