@@ -24,7 +24,8 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from dataset_script.figshare_download import BASE_URL, download_published_zips
+from dataset_script.figshare_download import BASE_URL, check_source, download_published_zips, published_sha256s
+from dataset_script.kaggle_download import HANDLE, kaggle_folder
 from dataset_script.slice_index import labels_and_pids
 from hf_kdmri.data.archives import (
     DataFolderError,
@@ -69,13 +70,15 @@ class FigshareBrainTumorConfig(datasets.BuilderConfig):
         fold: 0-4; which fifth is the test split.
         seed: Orders the slices of `random_slices`; the other configs draw nothing.
         window_percentiles: Percentiles of each slice that become 0 and 255.
-        base_url: Where the published files lie, as `<base_url>/<file id>`; used without `data_dir`.
+        source: Where the files come from without `data_dir`: `"figshare"`, or `"kaggle"` (needs kagglehub).
+        base_url: A mirror of figshare's files, as `<base_url>/<file id>`.
     """
 
     data_dir: str | None = None
     fold: int = 0
     seed: int = 0
     window_percentiles: tuple[float, float] = (0.1, 99.9)
+    source: str = "figshare"
     base_url: str = BASE_URL
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
@@ -88,9 +91,11 @@ class FigshareBrainTumorConfig(datasets.BuilderConfig):
         low_high = tuple(self.window_percentiles)
         if len(low_high) != 2 or not 0 <= low_high[0] < low_high[1] <= 100:
             raise ValueError(f"window_percentiles is {low_high}; give two numbers with 0 <= lower < upper <= 100")
+        check_source(self.source, self.base_url, self.data_dir)
+        source: list[Any] = [HANDLE] if self.source == "kaggle" else published_sha256s()  # whatever the mirror
         if self.data_dir is not None:
             self.data_dir = str(Path(self.data_dir).expanduser().resolve())
-        source = [self.base_url] if self.data_dir is None else _fingerprint(self.data_dir)
+            source = _fingerprint(self.data_dir)
         features = None if custom_features is None else repr(custom_features)
         seed = self.seed if self.name == "random_slices" else None  # nothing else is drawn
         content = json.dumps([self.fold, seed, low_high, source, features])
@@ -105,7 +110,7 @@ class FigshareBrainTumor(datasets.GeneratorBasedBuilder):
             `hf_kdmri.data.splits.assign_splits`.
         fold: 0-4. Default 0.
         data_dir: Folder with the four published zips, the one zip of them, or `.mat` files at any depth, zipped or
-            not. Default: download from figshare.
+            not. Default: download from figshare, or with `source="kaggle"` from Kaggle.
         cache_dir: Where prepared data go. Default: the cache of `datasets`.
         **kwargs: The other fields of `FigshareBrainTumorConfig`, and those of `datasets.DatasetBuilder`.
     """
@@ -155,10 +160,12 @@ class FigshareBrainTumor(datasets.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
-        if self.config.data_dir is None:
-            entries = find_slices_in_zips(download_published_zips(dl_manager, self.config.base_url))
-        else:
+        if self.config.data_dir is not None:
             entries = find_slices(self.config.data_dir)
+        elif self.config.source == "kaggle":
+            entries = find_slices(kaggle_folder(force=dl_manager.download_config.force_download))
+        else:
+            entries = find_slices_in_zips(download_published_zips(dl_manager, self.config.base_url))
         labels, pids = labels_and_pids(
             entries, cache_dir=Path(self.cache_dir).parents[1], num_proc=dl_manager.download_config.num_proc
         )

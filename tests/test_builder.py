@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.server
-import io
 import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 import zipfile
-from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -20,9 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from dataset_script import figshare_brain_tumor, figshare_download
+from dataset_script import figshare_brain_tumor
 from dataset_script.figshare_brain_tumor import FigshareBrainTumor
-from dataset_script.figshare_download import DownloadError, PublishedFile
 from hf_kdmri.data import (
     DataFolderError,
     SliceFileError,
@@ -34,7 +28,7 @@ from hf_kdmri.data import (
 )
 from hf_kdmri.data.mat_file import LABEL_NAMES, window_to_uint8
 from hf_kdmri.data.phantom import mat_bytes
-from tests.data_fixtures import BORDER, SIZE, asymmetric_image, good_mat, members_of, with_field, write_zip
+from tests.data_fixtures import SIZE, asymmetric_image, good_mat, members_of, with_field, write_zip
 
 
 def build(data_dir, cache_dir, num_proc: int | None = None, **options) -> datasets.DatasetDict:
@@ -217,86 +211,6 @@ def test_package_needs_no_torch():
         "import hf_kdmri.data.archives, hf_kdmri.data.mat_file, hf_kdmri.data.splits, hf_kdmri.data.phantom\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
-
-
-class _Mirror(http.server.BaseHTTPRequestHandler):
-    files: dict[str, bytes]
-    status = 200
-
-    def do_HEAD(self):
-        data = self.files.get(self.path, b"")
-        self.send_response(self.status if data else 404)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        return data
-
-    def do_GET(self):
-        self.wfile.write(self.do_HEAD())
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def mirror(monkeypatch):
-    """A local server with four small zips under their file ids, and the checksum table to match."""
-    table, files = [], {}
-    for part, published in enumerate(figshare_download.PUBLISHED_ZIPS):
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w") as archive:
-            for number in range(part * 3 + 1, part * 3 + 4):
-                archive.writestr(f"{number}.mat", good_mat(number % 3, f"8{number:04d}"))
-        data = buffer.getvalue()
-        files[f"/files/{published.file_id}"] = data
-        table.append(PublishedFile(published.name, published.file_id, hashlib.sha256(data).hexdigest()))
-    monkeypatch.setattr(figshare_download, "PUBLISHED_ZIPS", tuple(table))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # the server is this machine
-    handler = type("Handler", (_Mirror,), {"files": files})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield handler, f"http://127.0.0.1:{server.server_port}/files"
-    server.shutdown()
-    server.server_close()
-
-
-def test_download(mirror, tmp_path):
-    handler, url = mirror
-    splits = build(None, tmp_path, base_url=url)
-    assert Counter(number for split in splits.values() for number in split["slice"]) == Counter(range(1, 13))
-    row = next(row for split in splits.values() for row in split if row["slice"] == 5)
-    np.testing.assert_array_equal(np.asarray(row["image"]), window_to_uint8(asymmetric_image())[0])
-    np.testing.assert_allclose(np.array(row["tumor_border"]).reshape(-1, 2), BORDER)
-    handler.files = {}  # a second fold comes from the downloaded files
-    assert len(build(None, tmp_path, base_url=url, fold=1)["test"])
-
-
-def test_wrong_bytes_are_refused_and_forgotten(mirror, tmp_path):
-    handler, url = mirror
-    path, good = next(iter(handler.files.items()))
-    handler.files[path] = good[:-1] + bytes([good[-1] ^ 1])
-    with pytest.raises(DownloadError, match=r"brainTumorDataPublic_1-766\.zip.*sha256.*was deleted: try again"):
-        build(None, tmp_path, base_url=url)
-    handler.files[path] = good
-    assert sum(map(len, build(None, tmp_path, base_url=url).values())) == 12
-
-
-@pytest.mark.parametrize("status", [403, 404, 500])
-def test_server_refuses(mirror, tmp_path, status):
-    handler, url = mirror
-    handler.status = status
-    with pytest.raises(
-        DownloadError, match=r"brainTumorDataPublic_1-766\.zip: cannot be downloaded.*--data_dir.*make demo"
-    ):
-        build(None, tmp_path, base_url=url)
-
-
-def test_no_network_fails_fast_and_names_the_ways_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    start = time.perf_counter()
-    with pytest.raises(ConnectionError, match=r"cannot be downloaded.*--data_dir.*make demo"):
-        build(None, tmp_path, base_url="http://127.0.0.1:9")  # nothing listens there
-    assert time.perf_counter() - start < 20
 
 
 @pytest.mark.real_data
