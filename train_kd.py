@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Teach a small model what a large one knows about brain MRI, from the published files to a finished model folder.
+"""Teach a small model what a large one knows of brain MRI, or of images of yours: from files to a model folder.
 
 accelerate launch train_kd.py --config configs/demo.yaml
 accelerate launch train_kd.py --config configs/figshare.yaml --data_dir DIR --fold 0
+accelerate launch train_kd.py --dataset_name MY_FOLDER --group_column patient --output_dir runs/mine
 accelerate launch train_kd.py --help
 """
 
@@ -11,7 +12,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import datasets
 import transformers
 from accelerate import PartialState
 
@@ -19,9 +19,9 @@ from hf_kdmri.distillation import teacher_column_order
 from hf_kdmri.evaluation import print_results
 from hf_kdmri.hub import PublishError, push_folder
 from hf_kdmri.models import TimmClassifier
-from hf_kdmri.training.inputs import prepare_data, views_of
+from hf_kdmri.training.inputs import RunData, prepare_data, views_of
 from hf_kdmri.training.options import RunOptions, parse_options
-from hf_kdmri.training.outcome import model_row, run_facts, write_card, write_figures
+from hf_kdmri.training.outcome import model_row, results_title, run_facts, write_card, write_figures
 from hf_kdmri.training.run_folder import RunFolder
 from hf_kdmri.training.stages import STAGES, build_models, predict_probabilities, train_stage
 
@@ -44,16 +44,16 @@ def main() -> None:
         state.wait_for_everyone()
         finished = run.read_metrics() is not None
         if not finished:
-            splits = prepare_data(options, run, state)
-            models = build_models(options, splits["train"].features["label"].names, run)
+            data = prepare_data(options, run, state)
+            models = build_models(options, data.labels, run)
     except USER_ERRORS as error:
         sys.exit(f"train_kd.py: error: {error}")
 
     if finished:
         state.print(f"{run.path} holds this run, finished; nothing to do.")
     else:
-        train(options, run, splits, models, state)
-        evaluate(options, run, splits, models, state)
+        train(options, run, data, models, state)
+        evaluate(options, run, data, models, state)
     show_outcome(run, state)
     if options.training.push_to_hub and state.is_main_process:
         push(run, options)
@@ -62,7 +62,7 @@ def main() -> None:
 def train(
     options: RunOptions,
     run: RunFolder,
-    splits: datasets.DatasetDict,
+    data: RunData,
     models: dict[str, TimmClassifier],
     state: PartialState,
 ) -> None:
@@ -83,31 +83,31 @@ def train(
             state.print(f"[{number}/5] {stage}: training {model.config.architecture}{taught}")
             # One view serves both models, so it has the larger of their sizes.
             size = max(model.image_size, teacher.image_size if teacher is not None else 0)
-            views = {"train": views_of(splits["train"], size, options, state)}
-            views["validation"] = views_of(splits["validation"], model.image_size, options, state)
+            views = {"train": views_of(data.splits["train"], size, options, state)}
+            views["validation"] = views_of(data.splits["validation"], model.image_size, options, state)
             train_stage(stage, model, teacher, views, options, run)
 
 
 def evaluate(
     options: RunOptions,
     run: RunFolder,
-    splits: datasets.DatasetDict,
+    data: RunData,
     models: dict[str, TimmClassifier],
     state: PartialState,
 ) -> None:
-    """Test every model once, on slices of patients it never saw, and write figures, card and metrics."""
-    state.print(f"[5/5] Testing on {len(splits['test'])} slices")
-    labels, rows, probabilities = splits["test"].features["label"].names, {}, {}
+    """Test every model once, on images it never saw, and write figures, card and metrics."""
+    test, rows, probabilities = data.splits["test"], {}, {}
+    state.print(f"[5/5] Testing on {len(test)} {data.unit}")
     for stage, model in models.items():
-        views = views_of(splits["test"], model.image_size, options, state)
-        columns = teacher_column_order(labels, model.labels)
+        views = views_of(test, model.image_size, options, state)
+        columns = teacher_column_order(data.labels, model.labels)
         probabilities[stage] = predict_probabilities(model, views, options.training)[:, columns]
         if state.is_main_process:
-            rows[stage] = model_row(stage, model, probabilities[stage], splits["test"], labels)
+            rows[stage] = model_row(stage, model, probabilities[stage], data)
     if state.is_main_process:
-        figures = write_figures(run, options, list(rows.values()), splits, probabilities["student"], labels)
-        write_card(run, options, list(rows.values()), splits)
-        facts = run_facts(run, options, splits)
+        figures = write_figures(run, options, list(rows.values()), data, probabilities["student"])
+        write_card(run, options, list(rows.values()), data)
+        facts = run_facts(run, options, data)
         run.write_metrics({"run": {**facts, "figures": figures}, "models": rows})
     state.wait_for_everyone()
 
@@ -130,10 +130,7 @@ def show_outcome(run: RunFolder, state: PartialState) -> None:
     metrics = run.read_metrics()
     if state.is_main_process and metrics is not None:
         facts = metrics["run"]
-        print_results(
-            list(metrics["models"].values()),
-            title=f"Test on {facts['source']}, split {facts['split']}, fold {facts['fold']}",
-        )
+        print_results(list(metrics["models"].values()), title=results_title(facts))
         print("Figures:", *facts["figures"], sep="\n  ")
         print(f"Student: {run.model_folder('student')}  (model card: README.md; any transformers pipeline loads it)")
 

@@ -1,4 +1,4 @@
-"""From the options of a run to the splits it trains and tests on."""
+"""The Figshare slices, split; and subsets of any splits."""
 
 from __future__ import annotations
 
@@ -45,6 +45,20 @@ def load_slices(
     )
     builder.download_and_prepare(num_proc=num_proc)
     splits = builder.as_dataset()
+    return limit_splits(splits, max_train_samples, max_eval_samples, seed)
+
+
+def limit_splits(
+    splits: datasets.DatasetDict, max_train_samples: int | None, max_eval_samples: int | None, seed: int
+) -> datasets.DatasetDict:
+    """Keep a random subset of each split.
+
+    Args:
+        splits: train, validation and test.
+        max_train_samples: of training images, None for all.
+        max_eval_samples: of validation and of test images, None for all.
+        seed: draws the subsets.
+    """
     limits = {"train": max_train_samples, "validation": max_eval_samples, "test": max_eval_samples}
     return datasets.DatasetDict({name: _subset(splits[name], limit, seed) for name, limit in limits.items()})
 

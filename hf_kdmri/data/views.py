@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ import pyarrow as pa
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
+
+from hf_kdmri.data.pictures import PictureError, decode_picture, is_grey, read_picture_bytes, stored_mode
 
 
 @dataclass
@@ -80,7 +82,8 @@ def prepare_views(
     The result is an Arrow file beside the data set's own cache, memory-mapped, keyed by the data and the arguments, so
     a second run and every process of a distributed one read it without decoding anything.
 
-    The picture is resized bicubically, exactly as the saved models' own image processor does.
+    The picture is resized bicubically, exactly as the saved models' own image processor does. What becomes of 16-bit
+    pictures, palettes, alpha channels and EXIF orientation is told at `hf_kdmri.data.pictures.decode_picture`.
 
     Args:
         dataset: one split with an `Image` column and a `ClassLabel` column.
@@ -91,18 +94,31 @@ def prepare_views(
         description: what the progress bar says.
 
     Returns:
-        The views, in the split's order. Grey images keep one channel, others three.
+        The views, in the split's order: one channel if every image of the split is grey, else three for all of them.
+
+    Raises:
+        PictureError: an image cannot be read; the message names it.
     """
-    grey = dataset[0][image_column].mode in ("L", "1") if len(dataset) else True
-    views = dataset.map(
+    encoded = dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    arguments: dict[str, Any] = {"batched": True, "batch_size": 64, "num_proc": num_proc}
+    modes = encoded.map(
+        _modes_of_batch,
+        fn_kwargs={"image_column": image_column},
+        with_indices=True,
+        remove_columns=[image_column],
+        features=datasets.Features({"mode": datasets.Value("string")}),
+        desc="Looking for colour",
+        **arguments,
+    )
+    grey = all(is_grey(mode) for mode in modes.unique("mode"))
+    views = encoded.map(
         _resize_batch,
         fn_kwargs={"size": size, "mode": "L" if grey else "RGB", "image_column": image_column},
-        batched=True,
-        batch_size=64,
-        num_proc=num_proc,
-        remove_columns=dataset.column_names,
+        with_indices=True,
+        remove_columns=[image_column],
         features=datasets.Features({"view": datasets.Value("binary")}),
         desc=f"{description} to {size} px",
+        **arguments,
     )
     column = views.data.table.column("view")
     if views._indices is not None:
@@ -116,12 +132,30 @@ def resize_to_square(image: Image.Image, size: int) -> Image.Image:
     return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def _resize_batch(batch: dict[str, list], size: int, mode: str, image_column: str) -> dict[str, list[bytes]]:
+def _modes_of_batch(batch: dict[str, list], indices: list[int], image_column: str) -> dict[str, list[str]]:
+    return {
+        "mode": [_named(index, cell, stored_mode) for index, cell in zip(indices, batch[image_column], strict=True)]
+    }
+
+
+def _resize_batch(
+    batch: dict[str, list], indices: list[int], size: int, mode: str, image_column: str
+) -> dict[str, list[bytes]]:
     views = []
-    for image in batch[image_column]:
-        pixels = np.asarray(resize_to_square(image.convert(mode), size))
+    for index, cell in zip(indices, batch[image_column], strict=True):
+        image = _named(index, cell, decode_picture).convert(mode)
+        pixels = np.asarray(resize_to_square(image, size))
         views.append(np.ascontiguousarray(pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)).tobytes())
     return {"view": views}
+
+
+def _named(index: int, cell: dict[str, Any], read: Callable[[bytes], Any]) -> Any:
+    """Read one picture; an error names its row and file."""
+    try:
+        return read(read_picture_bytes(cell))
+    except PictureError as error:
+        path = (cell or {}).get("path")
+        raise PictureError(f"image {index}{f' ({path})' if path else ''} {error}") from error
 
 
 def _as_array(chunk: pa.Array, *, channels: int, size: int) -> np.ndarray:

@@ -228,7 +228,8 @@ def plot_comparison(
     """
     headings, cells = format_rows(rows)
     counts = {row.get("n") for row in rows}
-    stated = f"n = {next(iter(counts)):,} slices" if len(counts) == 1 and None not in counts else ""
+    unit = rows[0].get("unit", "slices")
+    stated = f"n = {next(iter(counts)):,} {unit}" if len(counts) == 1 and None not in counts else ""
     with figure_style():
         figure = new_figure(10.5, 0.42 * len(rows) + 0.75, title, "; ".join(filter(None, (subtitle, stated))))
         grid = figure.subplots(1, len(_PANELS), sharey=True)

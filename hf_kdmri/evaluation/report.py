@@ -1,7 +1,8 @@
 """The table at the end of a run, for the terminal and for Markdown.
 
 A row is one model: a dict with `model`, `architecture`, `accuracy`, `macro_f1` and, where measured, `n` (slices),
-`patient_accuracy`, `parameters`, `ms_per_image`. Fractions are 0..1. A value that is absent or None shows as "–".
+`patient_accuracy`, `parameters`, `ms_per_image` and `unit`, what one image is called ("slices" by default). Fractions
+are 0..1. A value that is absent or None shows as "–"; where no row has a patient accuracy, its column is left out.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("Patient accuracy", "patient_accuracy", _percent),
     ("Parameters", "parameters", _parameters),
     ("ms / image", "ms_per_image", _milliseconds),
-    ("n (slices)", "n", "{:,}".format),
+    ("n", "n", "{:,}".format),
 )
 
 
@@ -68,8 +69,14 @@ def format_rows(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list
     for number, row in enumerate(rows):
         if missing := [key for key in REQUIRED if row.get(key) is None]:
             raise ValueError(f"row {number} of the results ({row.get('model', 'no name')}) lacks {', '.join(missing)}")
-    cells = [["–" if row.get(key) is None else show(row[key]) for _, key, show in _COLUMNS] for row in rows]
-    return [heading for heading, _, _ in _COLUMNS], cells
+    unit = rows[0].get("unit", "slices")
+    columns = [
+        (f"n ({unit})" if key == "n" else heading, key, show)
+        for heading, key, show in _COLUMNS
+        if key != "patient_accuracy" or any(row.get(key) is not None for row in rows)
+    ]
+    cells = [["–" if row.get(key) is None else show(row[key]) for _, key, show in columns] for row in rows]
+    return [heading for heading, _, _ in columns], cells
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 _HOME = {
+    "OwnDataFacts": "own_data_card",
     "StudentCardFacts": "model_card",
     "write_student_card": "model_card",
     "ExportError": "onnx_export",

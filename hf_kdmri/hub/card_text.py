@@ -68,10 +68,12 @@ CITATION = """
   publisher = {figshare}, year = {2017},
   doi       = {10.6084/m9.figshare.1512427}
 }
+"""  # noqa: E501
 
+METHOD_CITATION = """
 @article{hinton2015distilling,
   author  = {Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},
   title   = {Distilling the Knowledge in a Neural Network},
   journal = {arXiv:1503.02531}, year = {2015}
 }
-"""  # noqa: E501
+"""

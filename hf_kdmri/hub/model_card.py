@@ -15,9 +15,18 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
 from hf_kdmri.evaluation.report import escape_markdown, results_table
-from hf_kdmri.hub.card_text import CITATION, PIPELINE_SNIPPET, SPLITS, TIMM_SNIPPET, WINDOW_SNIPPET
+from hf_kdmri.hub.card_text import (
+    CITATION,
+    METHOD_CITATION,
+    PIPELINE_SNIPPET,
+    SPLITS,
+    TIMM_SNIPPET,
+    WINDOW_SNIPPET,
+)
+from hf_kdmri.hub.own_data_card import OwnDataFacts, count_lines, name_classes, own_split_text
 
 STUDENT_ROW, BASELINE_ROW = "Distilled student", "Student alone"
+_COLUMNS, _LISTED_LABELS = 6, 30
 
 
 @dataclass(frozen=True)
@@ -30,8 +39,8 @@ class StudentCardFacts:
             also carry `recall_per_class` and `patients` as `ClassificationReport` returns them.
         teacher: Architecture or Hub name of the teacher.
         losses: Each loss term with its weight and settings, for instance `{"cross-entropy": "weight 1"}`.
-        split: `patient_groups`, `cvind` or `random_slices`.
-        fold: 0 to 4.
+        split: `patient_groups`, `cvind` or `random_slices`; with `own_data`, a few words of one's own.
+        fold: 0 to 4, or None where own data brought their own splits.
         seed: Of this run.
         training_command: The command that made the weights.
         versions: Package to version.
@@ -39,6 +48,7 @@ class StudentCardFacts:
         phantom: True if the data were generated; the card then says so loudly and claims nothing about MRI.
         repo_id: `user/name` on the Hub for the snippets; a local folder stands there otherwise.
         dataset_id: `user/name` of the data set on the Hub, for the metadata.
+        own_data: The data set, where it is not the Figshare slices; the card then speaks of it instead.
         data_note: A further sentence about the data, for instance that the images were re-encoded.
     """
 
@@ -47,7 +57,7 @@ class StudentCardFacts:
     teacher: str
     losses: Mapping[str, str]
     split: str
-    fold: int
+    fold: int | None
     seed: int
     training_command: str
     versions: Mapping[str, str]
@@ -55,12 +65,15 @@ class StudentCardFacts:
     phantom: bool = False
     repo_id: str | None = None
     dataset_id: str | None = None
+    own_data: OwnDataFacts | None = None
     data_note: str = field(default="")
 
     def __post_init__(self) -> None:
         """Refuse what would make a false or broken card."""
-        if self.split not in SPLITS:
+        if self.own_data is None and self.split not in SPLITS:
             raise ValueError(f"split is {self.split!r}; expected one of {', '.join(SPLITS)}")
+        if self.own_data is not None and self.phantom:
+            raise ValueError("the data are either a data set of one's own or generated phantoms, not both")
         for name in ("repo_id", "dataset_id"):
             if (value := getattr(self, name)) is not None:
                 validate_repo_id(value)
@@ -104,6 +117,7 @@ def write_student_card(folder: str | Path, facts: StudentCardFacts) -> Path:
     except KeyError as error:
         raise ValueError(f"{path} has no {error}; expected a timm_wrapper config with its preprocessing") from error
 
+    own = facts.own_data
     results = _Markdown(results_table(facts.results))
     student = next(row for row in facts.results if row["model"] == STUDENT_ROW)
     model_id = facts.repo_id or "path/to/student"
@@ -117,17 +131,21 @@ def write_student_card(folder: str | Path, facts: StudentCardFacts) -> Path:
         architecture=architecture,
         parameters=f"{student['parameters']:,}" if student.get("parameters") else "uncounted",
         teacher=facts.teacher,
-        labels_text=" or ".join([", ".join(labels[:-1]), labels[-1]]),
-        label_order=", ".join(f"{index} {label}" for index, label in enumerate(labels)),
+        own=own,
+        unit="slices" if own is None else "images",
+        counts=_Markdown("") if own is None else _table(*count_lines(own, labels)),
+        labels_text=name_classes(labels),
+        label_order=", ".join(f"{index} {label}" for index, label in enumerate(labels[:_LISTED_LABELS])),
+        more_labels=len(labels) > _LISTED_LABELS,
         pipeline_snippet=_code(PIPELINE_SNIPPET.format(model=model_id), "python"),
         timm_snippet=_code(
             TIMM_SNIPPET.format(model=f"hf-hub:{model_id}" if facts.repo_id else f"local-dir:{model_id}"), "python"
         ),
         window_snippet=_code(WINDOW_SNIPPET, "python"),
-        citation=_code(CITATION, "bibtex"),
+        citation=_code(METHOD_CITATION if own is not None else CITATION + METHOD_CITATION, "bibtex"),
         command=_code(facts.training_command, "bash"),
-        split_text=_Markdown(SPLITS[facts.split]),
-        fold=facts.fold,
+        split_text=_Markdown(SPLITS[facts.split] if own is None else own_split_text(own)),
+        chosen=f"seed {facts.seed}" if facts.fold is None else f"fold {facts.fold}, seed {facts.seed}",
         seed=facts.seed,
         data_note=facts.data_note,
         machine=facts.machine,
@@ -150,8 +168,12 @@ def write_student_card(folder: str | Path, facts: StudentCardFacts) -> Path:
 
 def _metadata(facts: StudentCardFacts, student: Mapping[str, Any]) -> ModelCardData:
     """Build the YAML head, with the student's results as a model index."""
-    dataset_type = "generated-phantoms" if facts.phantom else facts.dataset_id or "figshare-brain-tumor"
+    own, unit = facts.own_data, "slices" if facts.own_data is None else "images"
+    dataset_id = facts.dataset_id if own is None else own.hub_id
+    dataset_type = "generated-phantoms" if facts.phantom else dataset_id or "figshare-brain-tumor"
     dataset_name = "Generated phantom slices" if facts.phantom else "Figshare brain tumour data set (Cheng)"
+    if own is not None:
+        dataset_type, dataset_name = own.slug, own.name
 
     def result(metric: str, name: str, value: float, args: dict[str, Any] | None = None) -> EvalResult:
         return EvalResult(
@@ -161,7 +183,7 @@ def _metadata(facts: StudentCardFacts, student: Mapping[str, Any]) -> ModelCardD
             dataset_name=dataset_name,
             dataset_config=facts.split,
             dataset_split="test",
-            dataset_args={"fold": facts.fold},
+            dataset_args=None if facts.fold is None else {"fold": facts.fold},
             metric_type=metric,
             metric_name=name,
             metric_value=round(float(value), 4),
@@ -169,21 +191,23 @@ def _metadata(facts: StudentCardFacts, student: Mapping[str, Any]) -> ModelCardD
         )
 
     evaluations = [
-        result("accuracy", "Accuracy over slices", student["accuracy"]),
-        result("f1", "Macro F1 over slices", student["macro_f1"], {"average": "macro"}),
+        result("accuracy", f"Accuracy over {unit}", student["accuracy"]),
+        result("f1", f"Macro F1 over {unit}", student["macro_f1"], {"average": "macro"}),
     ]
     if student.get("patient_accuracy") is not None:
         evaluations.append(
             result("accuracy", "Accuracy over patients", student["patient_accuracy"], {"unit": "patient"})
         )
-    tags = ["knowledge-distillation", "medical-imaging", "brain-mri", "brain-tumor", "timm"]
+    tags = ["knowledge-distillation", "timm"]
+    if own is None:
+        tags[1:1] = ["medical-imaging", "brain-mri", "brain-tumor"]
     return ModelCardData(
         model_name=facts.model_name,
-        license="apache-2.0",
+        license="apache-2.0" if own is None else None,  # what other data allow is not ours to say
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=[*tags, "generated-phantoms", "not-for-use"] if facts.phantom else tags,
-        datasets=None if facts.phantom or facts.dataset_id is None else [facts.dataset_id],
+        datasets=None if facts.phantom or dataset_id is None else [dataset_id],
         metrics=["accuracy", "f1"],
         eval_results=evaluations,
     )
@@ -216,9 +240,15 @@ def _percent(value: float | None) -> str:
 
 
 def _recall_table(results: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> _Markdown:
+    """One row per model, or per class where these are too many for one line."""
     rows = [row for row in results if row.get("recall_per_class")]
-    lines = [[row["model"], *(_percent(row["recall_per_class"].get(label)) for label in labels)] for row in rows]
-    return _table(["Model", *labels], lines)
+    if not rows:
+        return _Markdown("")
+    recalls = {row["model"]: [_percent(row["recall_per_class"].get(label)) for label in labels] for row in rows}
+    if len(labels) <= _COLUMNS:
+        return _table(["Model", *labels], [[model, *cells] for model, cells in recalls.items()])
+    lines = [[label, *cells] for label, *cells in zip(labels, *recalls.values(), strict=True)]
+    return _table(["Class", *recalls], lines)
 
 
 def _patient_table(results: Sequence[Mapping[str, Any]]) -> _Markdown:

@@ -2,18 +2,118 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+from collections import Counter
+from dataclasses import dataclass
+
 import datasets
 from accelerate import PartialState
 
 from hf_kdmri.data import write_phantom_archives
-from hf_kdmri.data.loading import load_slices
+from hf_kdmri.data.loading import limit_splits, load_slices
+from hf_kdmri.data.own_data import OwnData, load_own_data
 from hf_kdmri.data.views import ViewDataset, prepare_views
 from hf_kdmri.training.options import RunOptions
 from hf_kdmri.training.run_folder import RunFolder
 
 
-def prepare_data(options: RunOptions, run: RunFolder, state: PartialState) -> datasets.DatasetDict:
-    """Generate, download or find the slices, and read them into the three splits."""
+@dataclass(frozen=True)
+class RunData:
+    """The data of a run, and what to call them.
+
+    Args:
+        splits: train, validation and test with `image`, `label` (`ClassLabel`) and, where known, `patient_group`.
+        source: what the images are, in a few words that stand wherever a result is shown.
+        split: how they were split, likewise.
+        fold: 0 to 4, or None where the set brought its own splits.
+        own: what is known of a user's own set; None for the Figshare slices and phantoms.
+    """
+
+    splits: datasets.DatasetDict
+    source: str
+    split: str
+    fold: int | None
+    own: OwnData | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        """Class names in the order of the label numbers."""
+        return self.splits["train"].features["label"].names
+
+    @property
+    def unit(self) -> str:
+        """What one image is called."""
+        return "slices" if self.own is None else "images"
+
+    @property
+    def title(self) -> str:
+        """Source, split and fold, for headings."""
+        return describe(self.source, self.split, self.fold)
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether each image says whose it is."""
+        return "patient_group" in self.splits["test"].column_names
+
+    def groups(self, split: str) -> list[str] | None:
+        """Whose each image of a split is, for scores over patients; None where unknown or where these make no sense."""
+        if not self.has_groups or (self.own is not None and not self.own.one_class_per_group):
+            return None
+        return self.splits[split]["patient_group"][:]
+
+    def counts(self, split: str) -> dict[str, int]:
+        """Images of each class of a split."""
+        counted = Counter(self.splits[split]["label"][:])
+        return {name: counted[index] for index, name in enumerate(self.labels)}
+
+
+def describe(source: str, split: str, fold: int | None) -> str:
+    """Source, split and fold in one line."""
+    return f"{source}, split {split}" + ("" if fold is None else f", fold {fold}")
+
+
+def prepare_data(options: RunOptions, run: RunFolder, state: PartialState) -> RunData:
+    """Generate, download or find the images, split and check them, and say what came of it.
+
+    Raises:
+        ValueError: the data cannot be used.
+        OSError: they are not there.
+    """
+    data = _own_data(options, state) if options.data.dataset_name is not None else _slices(options, run, state)
+    counts = []
+    for name, split in data.splits.items():
+        counts.append(f"{name} {len(split)} {data.unit}")
+        if data.has_groups:
+            counts[-1] += f" of {len(set(split['patient_group'][:]))} {'groups' if data.own else 'patient groups'}"
+    classes = f"{len(data.labels)} classes; " if data.own else ""
+    state.print(f"[1/5] Data: {data.title}: {classes}{', '.join(counts)}")
+    return _without_lone_image(data, options, state)
+
+
+def _own_data(options: RunOptions, state: PartialState) -> RunData:
+    data, seed = options.data, options.training.seed
+    with state.main_process_first():
+        own = load_own_data(
+            data.dataset_name or "",
+            config_name=data.dataset_config_name,
+            image_column=data.image_column,
+            label_column=data.label_column,
+            group_column=data.group_column,
+            fold=data.fold,
+            seed=seed,
+            cache_dir=data.cache_dir,
+            num_proc=data.preprocessing_num_workers,
+        )
+        splits = limit_splits(own.splits, data.max_train_samples, data.max_eval_samples, seed)
+    for warning in own.warnings:
+        state.print(f"\nWARNING: {warning}\n", file=sys.stderr)
+    for note in own.notes:
+        state.print(f"[1/5] Data: {note}")
+    return RunData(splits, own.name, own.split, own.fold, own)
+
+
+def _slices(options: RunOptions, run: RunFolder, state: PartialState) -> RunData:
     data, seed = options.data, options.training.seed
     data_dir, cache_dir = data.data_dir, data.cache_dir
     if data.phantom_slices is not None:
@@ -34,12 +134,35 @@ def prepare_data(options: RunOptions, run: RunFolder, state: PartialState) -> da
             max_eval_samples=data.max_eval_samples,
             num_proc=data.preprocessing_num_workers,
         )
-    counts = ", ".join(
-        f"{name} {len(split)} slices of {len(set(split['patient_group']))} patient groups"
-        for name, split in splits.items()
+    source = "Figshare slices re-encoded to 8 bit" if is_8_bit(splits) else "Figshare slices"
+    return RunData(splits, "generated phantoms" if data.phantom_slices else source, data.split, data.fold)
+
+
+def is_8_bit(splits: datasets.DatasetDict) -> bool:
+    """Whether no raw intensity of the Figshare slices is above 255; those of the published files reach thousands."""
+    return max(max(split["raw_max"]) for split in splits.values()) <= 255
+
+
+def _without_lone_image(data: RunData, options: RunOptions, state: PartialState) -> RunData:
+    """Leave one training image out where the last batch would hold just one.
+
+    Batch normalisation after pooling (MobileNetV4) cannot train on a single image and would stop. Dropping the last
+    batch by `dataloader_drop_last` would shorten validation and test as well.
+    """
+    train, batch = data.splits["train"], options.training.per_device_train_batch_size
+    if len(train) < 2:
+        raise ValueError(f"the training split has {len(train)} image; at least 2 are needed")
+    if state.num_processes > 1 or batch == 1 or len(train) % batch != 1 or options.training.dataloader_drop_last:
+        return data
+    numbers = train["label"][:]
+    common = Counter(numbers).most_common(1)[0][0]
+    lone = len(numbers) - 1 - numbers[::-1].index(common)
+    rows = [row for row in range(len(numbers)) if row != lone]
+    state.print(
+        f"[1/5] Data: {len(train)} training images would make a last batch of 1, on which batch normalisation cannot "
+        f"train; image {lone} (class {data.labels[common]!r}) is left out"
     )
-    state.print(f"[1/5] Data: split {data.split}, fold {data.fold}: {counts}")
-    return splits
+    return dataclasses.replace(data, splits=datasets.DatasetDict({**data.splits, "train": train.select(rows)}))
 
 
 def views_of(split: datasets.Dataset, size: int, options: RunOptions, state: PartialState) -> ViewDataset:

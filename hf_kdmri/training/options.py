@@ -18,63 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import HfArgumentParser
 
 from hf_kdmri.training.arguments import DistillationTrainingArguments
-
-
-class OptionError(ValueError):
-    """An option that cannot be used, with the nearest one that can."""
-
-
-_SPLITS = ["patient_groups", "cvind", "random_slices"]
-
-
-@dataclass
-class DataOptions:
-    """Where the slices come from and how they are split."""
-
-    _argument_group_name = "data"
-
-    config: str | None = field(default=None, metadata={"help": "YAML file of options; flags override it."})
-    data_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder with the published zips, their one zip, or .mat files; without it they are downloaded."
-        },
-    )
-    cache_dir: str | None = field(default=None, metadata={"help": "Where the prepared data set is kept."})
-    phantom_slices: int | None = field(
-        default=None,
-        metadata={"help": "Generate this many phantom slices into the run folder and use them as the data."},
-    )
-    split: str = field(
-        default="patient_groups",
-        metadata={
-            "help": "Split: patient_groups (default), cvind (the authors' folds) or random_slices (leaks).",
-            "choices": _SPLITS,
-        },
-    )
-    fold: int = field(default=0, metadata={"help": "Fold that is tested on, 0 to 4."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on at most this many slices."})
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Validate and test on at most this many slices each."}
-    )
-    preprocessing_num_workers: int | None = field(
-        default=None, metadata={"help": "Processes that read and resize slices."}
-    )
-    augment: bool = field(default=True, metadata={"help": "Train on a random view of each slice, new in every epoch."})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete an earlier run in output_dir first."})
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that make no run."""
-        if self.split not in _SPLITS:
-            raise OptionError(f"split is {self.split!r}; choose one of {', '.join(_SPLITS)}")
-        if not 0 <= self.fold <= 4:
-            raise OptionError(f"fold is {self.fold}; the folds are 0, 1, 2, 3 and 4")
-        for name in ("max_train_samples", "max_eval_samples", "phantom_slices"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"{name} is {value}; it must be at least 1, or absent for all slices")
-        if self.phantom_slices is not None and self.data_dir is not None:
-            raise OptionError("phantom_slices and data_dir both say where the slices come from; give one of them")
+from hf_kdmri.training.data_options import DataOptions, OptionError
 
 
 @dataclass
@@ -278,11 +222,13 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return super()._get_help_string(action)
 
 
-_DESCRIPTION = """Teach a small model what a large one knows about brain MRI: data, teacher, student alone, student
-distilled, evaluation, figures, a finished model folder. Options come from --config, flags override it."""
+_DESCRIPTION = """Teach a small model what a large one knows: data, teacher, student alone, student distilled,
+evaluation, figures, a finished model folder. The data are the Figshare brain tumour slices, generated phantoms
+(--phantom_slices), or any set of yours (--dataset_name). Options come from --config, flags override it."""
 
 _EPILOG = """examples:
   accelerate launch train_kd.py --config configs/demo.yaml
   accelerate launch train_kd.py --config configs/figshare.yaml --data_dir DIR --fold 0
   accelerate launch train_kd.py --config configs/figshare.yaml --data_dir DIR --teacher runs/figshare/teacher
+  accelerate launch train_kd.py --dataset_name MY_FOLDER --group_column patient --output_dir runs/mine
 """

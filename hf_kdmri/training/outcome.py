@@ -10,10 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
+from PIL import Image
 
+from hf_kdmri.data.pictures import to_8_bit
 from hf_kdmri.evaluation import (
     ClassificationReport,
     count_parameters,
@@ -22,40 +23,40 @@ from hf_kdmri.evaluation import (
     plot_prediction_grid,
     plot_training_curves,
 )
-from hf_kdmri.hub import StudentCardFacts, write_student_card
+from hf_kdmri.hub import OwnDataFacts, StudentCardFacts, write_student_card
 from hf_kdmri.models import TimmClassifier
+from hf_kdmri.training.inputs import RunData, describe, is_8_bit
 from hf_kdmri.training.options import RunOptions
 from hf_kdmri.training.run_folder import RunFolder
 
 MODEL_NAMES = {"teacher": "Teacher", "baseline": "Student alone", "student": "Distilled student"}
 _VERSIONED = ("torch", "transformers", "timm", "datasets", "accelerate")
 _GRID_IMAGES = 20
+_GRID_PIXELS = 512
 _REENCODED = (
     "The slices of this run were 8-bit re-encodings of the published 16-bit files, with masks drawn from the published "
     "borders; retrain on the published files before you compare with results on them."
 )
 
 
-def model_row(
-    stage: str, model: TimmClassifier, probabilities: np.ndarray, test: datasets.Dataset, labels: Sequence[str]
-) -> dict[str, Any]:
+def model_row(stage: str, model: TimmClassifier, probabilities: np.ndarray, data: RunData) -> dict[str, Any]:
     """Everything a table says of one model.
 
     Args:
         stage: "teacher", "baseline" or "student".
         model: measured for size and latency on its present device, one image at a time.
-        probabilities: (N, C), columns in the order of `labels`.
-        test: the N test slices, with `label` and `patient_group`.
-        labels: class names.
+        probabilities: (N, C) of the N test images, columns in the order of `data.labels`.
+        data: the run's data; scores over patients are left out where it names none.
 
     Returns:
         A row as `results_table` takes it, with the whole `ClassificationReport`.
     """
-    report = ClassificationReport(labels).compute(
-        predictions=probabilities, references=test["label"], groups=test["patient_group"]
+    report = ClassificationReport(data.labels).compute(
+        predictions=probabilities, references=data.splits["test"]["label"][:], groups=data.groups("test")
     )
     return {
         "model": MODEL_NAMES[stage],
+        "unit": data.unit,
         "architecture": model.config.architecture,
         "image_size": model.image_size,
         "parameters": count_parameters(model),
@@ -65,47 +66,46 @@ def model_row(
 
 
 def write_figures(
-    run: RunFolder, options: RunOptions, rows: Sequence[Mapping[str, Any]], splits: datasets.DatasetDict,
-    probabilities: np.ndarray, labels: Sequence[str],
-) -> list[str]:  # fmt: skip
+    run: RunFolder,
+    options: RunOptions,
+    rows: Sequence[Mapping[str, Any]],
+    data: RunData,
+    probabilities: np.ndarray,
+) -> list[str]:
     """Write curves, prediction grid and comparison as PNG and SVG.
 
     Args:
         run: the run's folder.
         options: of the run.
         rows: one per model.
-        splits: the data set.
+        data: the run's data.
         probabilities: of the distilled student on the test split, (N, C).
-        labels: class names.
 
     Returns:
         Paths of the PNG files.
     """
-    folder, test = run.path / "figures", splits["test"]
-    split = f"{source_of(options, splits)}, split {options.data.split}, fold {options.data.fold}"
+    folder, splits, test, split = run.path / "figures", data.splits, data.splits["test"], data.title
     chosen = np.sort(np.random.default_rng(options.training.seed).permutation(len(test))[:_GRID_IMAGES])
     shown = test.select(chosen)
     curves = plot_training_curves(
         run.read_history(),
         folder / "training_curves",
-        subtitle=f"{split}; {len(splits['train'])} training and {len(splits['validation'])} validation slices",
+        subtitle=f"{split}; {len(splits['train'])} training and {len(splits['validation'])} validation {data.unit}",
     )
     grid = plot_prediction_grid(
-        shown["image"],
+        [_thumbnail(image) for image in shown["image"]],
         shown["label"],
         probabilities[chosen].argmax(1),
         probabilities[chosen],
-        labels,
+        data.labels,
         folder / "predictions",
-        subtitle=f"{split}; {len(chosen)} of {len(test)} test slices, drawn at random",
+        subtitle=f"{split}; {len(chosen)} of {len(test)} test {data.unit}, drawn at random",
     )
     comparison = plot_comparison(rows, folder / "comparison", subtitle=f"{split}, test")
     return [str(paths[0]) for paths in (curves, grid, comparison)]
 
 
-def write_card(
-    run: RunFolder, options: RunOptions, rows: Sequence[Mapping[str, Any]], splits: datasets.DatasetDict
-) -> None:
+def write_card(run: RunFolder, options: RunOptions, rows: Sequence[Mapping[str, Any]], data: RunData) -> None:
     """Write the student's model card from the run's own numbers."""
     training = options.training
     facts = StudentCardFacts(
@@ -117,30 +117,56 @@ def write_card(
             "Hinton distillation": f"weight {training.logit_weight}, temperature {training.temperature}",
             "fused spatial similarity": f"weight {training.geometry_weight}, grid {training.geometry_grid}",
         },
-        split=options.data.split,
-        fold=options.data.fold,
+        split=data.split,
+        fold=data.fold,
         seed=training.seed,
         training_command=command(public=True),
         versions=versions(),
         machine=machine(),
         phantom=options.data.phantom_slices is not None,
-        data_note=_REENCODED if _is_8_bit(splits) else "",
+        data_note=_REENCODED if data.own is None and is_8_bit(data.splits) else "",
+        own_data=_own_data_facts(data),
         repo_id=training.hub_model_id,
     )
     write_student_card(run.model_folder("student"), facts)
 
 
-def run_facts(run: RunFolder, options: RunOptions, splits: datasets.DatasetDict) -> dict[str, Any]:
+def _own_data_facts(data: RunData) -> OwnDataFacts | None:
+    own = data.own
+    if own is None:
+        return None
+    return OwnDataFacts(
+        name=own.name,
+        hub_id=own.hub_id,
+        counts={split: data.counts(split) for split in data.splits},
+        group_column=own.group_column,
+        groups={name: len(set(split["patient_group"][:])) for name, split in data.splits.items()}
+        if data.has_groups
+        else None,
+        one_class_per_group=own.one_class_per_group,
+        drawn=own.drawn,
+        grey=own.grey,
+        wide_images=own.wide_images,
+        # The first warning of a set without groups is the leak's, which the card's section on the split tells.
+        warnings=[*own.warnings[own.group_column is None :], *own.notes],
+    )
+
+
+def run_facts(run: RunFolder, options: RunOptions, data: RunData) -> dict[str, Any]:
     """What else `metrics.json` should say: the command, the data, the machine."""
+    groups = (
+        {name: len(set(split["patient_group"][:])) for name, split in data.splits.items()} if data.has_groups else None
+    )
     return {
         "command": command(),
-        "source": source_of(options, splits),
-        "split": options.data.split,
-        "fold": options.data.fold,
+        "source": data.source,
+        "split": data.split,
+        "fold": data.fold,
         "seed": options.training.seed,
         "phantom": options.data.phantom_slices is not None,
-        "slices": {name: len(split) for name, split in splits.items()},
-        "patient_groups": {name: len(set(split["patient_group"])) for name, split in splits.items()},
+        "classes": data.labels,
+        "slices": {name: len(split) for name, split in data.splits.items()},
+        **({} if groups is None else {"patient_groups": groups}),
         "training": {
             row["stage"]: {"seconds": row["train_runtime"], "images_per_second": row["train_samples_per_second"]}
             for row in run.read_history()
@@ -151,16 +177,16 @@ def run_facts(run: RunFolder, options: RunOptions, splits: datasets.DatasetDict)
     }
 
 
-def source_of(options: RunOptions, splits: datasets.DatasetDict) -> str:
-    """What the slices were, in a few words that stand wherever a result is shown."""
-    if options.data.phantom_slices is not None:
-        return "generated phantoms"
-    return "Figshare slices re-encoded to 8 bit" if _is_8_bit(splits) else "Figshare slices"
+def results_title(facts: Mapping[str, Any]) -> str:
+    """What stands above the table of a finished run, from the facts in `metrics.json`."""
+    return f"Test on {describe(facts['source'], facts['split'], facts['fold'])}"
 
 
-def _is_8_bit(splits: datasets.DatasetDict) -> bool:
-    """Whether no raw intensity is above 255; those of the published files reach thousands."""
-    return max(max(split["raw_max"]) for split in splits.values()) <= 255
+def _thumbnail(image: Image.Image) -> Image.Image:
+    """A picture as the models see it, small enough for a figure."""
+    shown = to_8_bit(image)
+    shown.thumbnail((_GRID_PIXELS, _GRID_PIXELS))
+    return shown
 
 
 def command(public: bool = False) -> str:
@@ -169,8 +195,12 @@ def command(public: bool = False) -> str:
     Args:
         public: shorten absolute paths to their last part, so that a card does not publish someone's folders.
     """
-    arguments = [Path(argument).name if public and Path(argument).is_absolute() else argument for argument in sys.argv]
-    return shlex.join(["accelerate", "launch", *arguments])
+    return shlex.join(["accelerate", "launch", *(map(_without_folders, sys.argv) if public else sys.argv)])
+
+
+def _without_folders(argument: str) -> str:
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return f"{option}{equals}{Path(value).name if Path(value).is_absolute() else value}"
 
 
 def versions() -> dict[str, str]:
