@@ -36,6 +36,8 @@ from hf_kdmri.data.archives import (
     read_slices,
 )
 from hf_kdmri.data.mat_file import LABEL_NAMES, SliceFileError, read_slice, window_to_uint8
+from hf_kdmri.data.pixels import mask_bounding_box, raw_to_uint16
+from hf_kdmri.data.planes import PLANES, slice_plane
 from hf_kdmri.data.splits import SPLITS, assign_splits, check_config, check_fold, patient_group_of
 
 logger = datasets.utils.logging.get_logger(__name__)
@@ -70,6 +72,7 @@ class FigshareBrainTumorConfig(datasets.BuilderConfig):
         fold: 0-4; which fifth is the test split.
         seed: Orders the slices of `random_slices`; the other configs draw nothing.
         window_percentiles: Percentiles of each slice that become 0 and 255.
+        image_bits: 8 for the window of each slice; 16 for the raw intensities, with a column `raw_offset` more.
         source: Where the files come from without `data_dir`: `"figshare"`, or `"kaggle"` (needs kagglehub).
         base_url: A mirror of figshare's files, as `<base_url>/<file id>`.
     """
@@ -78,6 +81,7 @@ class FigshareBrainTumorConfig(datasets.BuilderConfig):
     fold: int = 0
     seed: int = 0
     window_percentiles: tuple[float, float] = (0.1, 99.9)
+    image_bits: int = 8
     source: str = "figshare"
     base_url: str = BASE_URL
 
@@ -91,6 +95,8 @@ class FigshareBrainTumorConfig(datasets.BuilderConfig):
         low_high = tuple(self.window_percentiles)
         if len(low_high) != 2 or not 0 <= low_high[0] < low_high[1] <= 100:
             raise ValueError(f"window_percentiles is {low_high}; give two numbers with 0 <= lower < upper <= 100")
+        if self.image_bits not in (8, 16):
+            raise ValueError(f"image_bits is {self.image_bits}; give 8 (windowed pictures) or 16 (raw intensities)")
         check_source(self.source, self.base_url, self.data_dir)
         source: list[Any] = [HANDLE] if self.source == "kaggle" else published_sha256s()  # whatever the mirror
         if self.data_dir is not None:
@@ -98,7 +104,7 @@ class FigshareBrainTumorConfig(datasets.BuilderConfig):
             source = _fingerprint(self.data_dir)
         features = None if custom_features is None else repr(custom_features)
         seed = self.seed if self.name == "random_slices" else None  # nothing else is drawn
-        content = json.dumps([self.fold, seed, low_high, source, features])
+        content = json.dumps([self.fold, seed, low_high, self.image_bits, source, features])
         return f"{self.name}-fold{self.fold}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
@@ -115,7 +121,7 @@ class FigshareBrainTumor(datasets.GeneratorBasedBuilder):
         **kwargs: The other fields of `FigshareBrainTumorConfig`, and those of `datasets.DatasetBuilder`.
     """
 
-    VERSION = datasets.Version("1.0.0")  # raise it when the output changes: the cache key has no hash of the code
+    VERSION = datasets.Version("2.0.0")  # raise it when the output changes: the cache key has no hash of the code
     BUILDER_CONFIG_CLASS = FigshareBrainTumorConfig
     BUILDER_CONFIGS: ClassVar[list[FigshareBrainTumorConfig]] = [
         FigshareBrainTumorConfig(
@@ -139,21 +145,7 @@ class FigshareBrainTumor(datasets.GeneratorBasedBuilder):
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(
             description=f"{DESCRIPTION} {self.config.description}",
-            features=datasets.Features(
-                {
-                    "image": datasets.Image(mode="L"),
-                    "label": datasets.ClassLabel(names=list(LABEL_NAMES)),
-                    "pid": datasets.Value("string"),
-                    "patient_group": datasets.Value("string"),
-                    "slice": datasets.Value("int32"),
-                    "mask": datasets.Image(mode="L"),
-                    "raw_min": datasets.Value("float32"),
-                    "raw_max": datasets.Value("float32"),
-                    "window_low": datasets.Value("float32"),
-                    "window_high": datasets.Value("float32"),
-                    "tumor_border": datasets.List(datasets.Value("float32")),
-                }
-            ),
+            features=_features(self.config.image_bits),
             homepage="https://doi.org/10.6084/m9.figshare.1512427",
             license="CC BY 4.0",
             citation=CITATION,
@@ -183,22 +175,27 @@ class FigshareBrainTumor(datasets.GeneratorBasedBuilder):
         for entry, data in read_slices(entries):
             item = read_slice(data, entry.name)
             image, low, high = window_to_uint8(item.image, self.config.window_percentiles)
-            yield (
-                item.number,
-                {
-                    "image": {"bytes": _png(image), "path": None},
-                    "label": item.label,
-                    "pid": item.pid,
-                    "patient_group": patient_group_of(item.pid),
-                    "slice": item.number,
-                    "mask": {"bytes": _png(item.mask), "path": None},
-                    "raw_min": item.raw_min,
-                    "raw_max": item.raw_max,
-                    "window_low": low,
-                    "window_high": high,
-                    "tumor_border": item.border.ravel().tolist(),
-                },
-            )
+            row = {
+                "image": {"bytes": _png(image), "path": None},
+                "label": item.label,
+                "pid": item.pid,
+                "patient_group": patient_group_of(item.pid),
+                "slice": item.number,
+                "plane": slice_plane(item.image),
+                "height": item.image.shape[0],
+                "width": item.image.shape[1],
+                "mask": {"bytes": _png(item.mask), "path": None},
+                "bounding_box": mask_bounding_box(item.mask),
+                "tumor_border": item.border.ravel().tolist(),
+                "raw_min": item.raw_min,
+                "raw_max": item.raw_max,
+                "window_low": low,
+                "window_high": high,
+            }
+            if self.config.image_bits == 16:
+                pixels, offset = raw_to_uint16(item.image, entry.name)
+                row |= {"image": {"bytes": _png(pixels), "path": None}, "raw_offset": offset}
+            yield item.number, row
 
     def _prepare_split_single(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         # datasets wraps every error in "An error occurred while generating the dataset" and a worker process loses the
@@ -209,6 +206,30 @@ class FigshareBrainTumor(datasets.GeneratorBasedBuilder):
             if isinstance(error.__cause__, (SliceFileError, DataFolderError)):
                 raise error.__cause__ from None
             raise
+
+
+def _features(image_bits: int) -> datasets.Features:
+    number = datasets.Value("float32")
+    columns = {
+        "image": datasets.Image(mode="L" if image_bits == 8 else "I;16"),
+        "label": datasets.ClassLabel(names=list(LABEL_NAMES)),
+        "pid": datasets.Value("string"),
+        "patient_group": datasets.Value("string"),
+        "slice": datasets.Value("int32"),
+        "plane": datasets.ClassLabel(names=list(PLANES)),
+        "height": datasets.Value("int32"),
+        "width": datasets.Value("int32"),
+        "mask": datasets.Image(mode="L"),
+        "bounding_box": datasets.List(datasets.Value("int32"), length=4),
+        "tumor_border": datasets.List(number),
+        "raw_min": number,
+        "raw_max": number,
+        "window_low": number,
+        "window_high": number,
+    }
+    if image_bits == 16:
+        columns["raw_offset"] = datasets.Value("int32")
+    return datasets.Features(columns)
 
 
 @lru_cache(maxsize=1)  # once per process

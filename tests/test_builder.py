@@ -18,13 +18,16 @@ from PIL import Image, ImageDraw
 from dataset_script import figshare_brain_tumor
 from dataset_script.figshare_brain_tumor import FigshareBrainTumor
 from hf_kdmri.data import (
+    PLANES,
     DataFolderError,
     SliceFileError,
     find_slices,
+    mask_bounding_box,
     patient_group_of,
     published_patients,
     read_slice,
     read_slices,
+    slice_plane,
 )
 from hf_kdmri.data.mat_file import LABEL_NAMES, window_to_uint8
 from hf_kdmri.data.phantom import mat_bytes
@@ -76,6 +79,9 @@ def test_columns_hold_what_the_files_hold(phantom_dir, prepared):
             np.testing.assert_array_equal(np.asarray(row["mask"]), item.mask * np.uint8(255))
             assert (row["label"], row["pid"]) == (item.label, item.pid)
             assert row["patient_group"] == patient_group_of(item.pid)
+            assert (row["height"], row["width"]) == item.image.shape
+            assert PLANES[row["plane"]] == slice_plane(item.image)
+            assert row["bounding_box"] == mask_bounding_box(item.mask)
             numbers = [row["raw_min"], row["raw_max"], row["window_low"], row["window_high"]]
             np.testing.assert_allclose(numbers, [item.raw_min, item.raw_max, low, high], rtol=1e-6)
             np.testing.assert_allclose(row["tumor_border"], item.border.ravel(), rtol=1e-6)
@@ -103,6 +109,33 @@ def test_image_is_not_transposed(tmp_path):
     points = np.array(row["tumor_border"]).reshape(-1, 2)
     ImageDraw.Draw(canvas).polygon([tuple(p) for p in points], fill=255, outline=255)
     np.testing.assert_array_equal(mask, np.asarray(canvas))
+    assert row["bounding_box"] == [2, 20, 9, 9] and (row["height"], row["width"]) == (30, 50)
+
+
+@pytest.mark.parametrize("smallest", [-3000, 0, 40_000])
+def test_16_bits_keep_every_intensity(tmp_path, smallest):
+    image = asymmetric_image().astype(np.int32) + smallest
+    folder = patients(tmp_path / "data", n7=good_mat(1, "80007", image))
+    splits = build(folder, tmp_path / "cache", image_bits=16)
+    for split in splits.values():
+        for row in split:
+            assert row["image"].mode == "I;16"
+            expected = image if row["slice"] == 7 else asymmetric_image()
+            np.testing.assert_array_equal(np.asarray(row["image"]).astype(int) + row["raw_offset"], expected)
+    eight = build(folder, tmp_path / "cache")
+    assert "raw_offset" not in eight["train"].column_names and eight["train"][0]["image"].mode == "L"
+
+
+def test_what_16_bits_cannot_hold_is_refused(tmp_path):
+    wide = asymmetric_image().astype(np.int32) * 1000
+    for data, message in [
+        (good_mat(1, "80007", asymmetric_image() / np.float32(2)), "fractions"),
+        (good_mat(1, "80007", wide), "do not fit 16 bits"),
+    ]:
+        folder = patients(tmp_path / message, n7=data)
+        with pytest.raises(SliceFileError, match=rf"7\.mat: .*{message}.*image_bits=8"):
+            build(folder, tmp_path / "cache", image_bits=16)
+        build(folder, tmp_path / "cache")
 
 
 def test_two_processes_give_the_same(phantom_dir, prepared, tmp_path):
@@ -128,7 +161,7 @@ def test_every_packaging_gives_the_same(phantom_dir, prepared, tmp_path, layout)
 
 def test_folds_and_configs_do_not_share_a_cache(phantom_dir, tmp_path):
     options = [{}, {"fold": 1}, {"config_name": "random_slices"}, {"config_name": "random_slices", "seed": 1}]
-    options += [{"window_percentiles": (1.0, 99.0)}]
+    options += [{"window_percentiles": (1.0, 99.0)}, {"image_bits": 16}]
     folders = [FigshareBrainTumor(data_dir=str(phantom_dir), cache_dir=str(tmp_path), **o).cache_dir for o in options]
     assert len(set(folders)) == len(options)
     same = [{"fold": 0}, {"config_name": "patient_groups"}, {"seed": 3}, {"window_percentiles": (0.1, 99.9)}]
@@ -180,6 +213,11 @@ def test_window_is_refused_at_construction(phantom_dir, tmp_path, window):
         FigshareBrainTumor(window_percentiles=window, data_dir=str(phantom_dir), cache_dir=str(tmp_path))
 
 
+def test_bits_are_refused_at_construction(phantom_dir, tmp_path):
+    with pytest.raises(ValueError, match=r"image_bits is 12; give 8 .* or 16"):
+        FigshareBrainTumor(image_bits=12, data_dir=str(phantom_dir), cache_dir=str(tmp_path))
+
+
 def test_empty_folder(tmp_path):
     with pytest.raises(DataFolderError, match=r"published zips.*make demo"):
         FigshareBrainTumor(data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
@@ -229,10 +267,16 @@ def test_real_slices(figshare_dir, tmp_path):
             patient = published_patients()[pid]
             assert patient.label == label
             assert (patient.part in (0, 1)) == (name == "test") and (patient.part == 2) == (name == "validation")
+    transposed = []
     for row in splits["test"]:
         canvas = Image.new("1", row["image"].size)
         points = np.array(row["tumor_border"]).reshape(-1, 2)
         ImageDraw.Draw(canvas).polygon([tuple(p) for p in points], fill=1, outline=1)
         drawn, mask = np.asarray(canvas), np.asarray(row["mask"]) > 0
         assert (drawn & mask).sum() / (drawn | mask).sum() > 0.95
+        transposed.append((drawn & mask.T).sum() / (drawn | mask.T).sum())
+        x, y, width, height = row["bounding_box"]
+        box = [points[:, 0].min(), points[:, 1].min(), np.ptp(points[:, 0]) + 1, np.ptp(points[:, 1]) + 1]
+        np.testing.assert_allclose([x, y, width, height], box, atol=1.5)
+    assert np.mean(transposed) < 0.3
     shutil.rmtree(tmp_path / "cache")

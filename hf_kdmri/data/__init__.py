@@ -19,6 +19,8 @@ from hf_kdmri.data.mat_file import (
     window_to_uint8,
 )
 from hf_kdmri.data.phantom import write_phantom_archives
+from hf_kdmri.data.pixels import mask_bounding_box, raw_to_uint16
+from hf_kdmri.data.planes import PLANES, slice_plane
 from hf_kdmri.data.splits import (
     assign_splits,
     group_folds,
@@ -30,6 +32,7 @@ from hf_kdmri.data.splits import (
 
 __all__ = [
     "LABEL_NAMES",
+    "PLANES",
     "DataFolderError",
     "Slice",
     "SliceEntry",
@@ -40,11 +43,14 @@ __all__ = [
     "find_slices_in_zips",
     "group_folds",
     "group_parts",
+    "mask_bounding_box",
     "patient_group_of",
     "published_patients",
+    "raw_to_uint16",
     "read_label_and_pid",
     "read_slice",
     "read_slices",
+    "slice_plane",
     "split_by_group",
     "window_to_uint8",
     "write_phantom_archives",
