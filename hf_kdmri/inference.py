@@ -14,18 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
-from hf_kdmri.data.mat_file import window_to_uint8
+from hf_kdmri.data.pictures import PictureError, decode_picture, is_wide, stored_mode
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm"})
-_WIDE_MODES = ("I", "F")  # PIL's modes of more than 8 bits: I, I;16, I;16B, F
-
-
-class ImageReadError(ValueError):
-    """A file that cannot be classified; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -57,38 +52,20 @@ def find_images(path: str | Path) -> Iterator[Path]:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Read a slice as 8-bit RGB, the way it was photographed (EXIF orientation applied).
-
-    Images of more than 8 bits (16-bit and float) are windowed by their percentiles 0.1 and 99.9, as training slices
-    were; image processors would clip them at 255. 8-bit images are taken as they are.
+    """Read a slice as 8-bit RGB, just as training pictures were read: see `hf_kdmri.data.pictures.decode_picture`.
 
     Raises:
-        ImageReadError: No image, damaged, several frames, far too large, pixels that are not finite, or a constant
-            image of more than 8 bits.
+        PictureError: no picture, damaged, several frames, far too large, pixels that are not finite, or a constant
+            picture of more than 8 bits.
     """
     try:
-        with Image.open(path) as image:
-            if (frames := getattr(image, "n_frames", 1)) > 1:
-                raise ImageReadError(f"holds {frames} frames; expected one slice. Save each frame as its own file")
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-    except FileNotFoundError as error:
-        raise ImageReadError("does not exist") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, ImageReadError):
-            raise
-        raise ImageReadError(f"cannot be read as an image: {error}") from error
-    if upright.mode.split(";")[0] not in _WIDE_MODES:
-        return upright.convert("RGB")
-    raw = np.asarray(upright)
-    if not np.isfinite(raw).all():
-        raise ImageReadError("has pixels that are not finite (NaN or infinite)")
-    pixels, low, high = window_to_uint8(raw)
-    if high <= low:
-        raise ImageReadError(
-            f"is constant (percentiles 0.1 and 99.9 are both {low:g}), so there is nothing to classify"
-        )
-    return Image.fromarray(pixels).convert("RGB")
+        encoded = Path(path).read_bytes()
+    except OSError as error:
+        raise PictureError(f"cannot be opened ({error.strerror})") from error
+    picture = decode_picture(encoded)
+    if is_wide(stored_mode(encoded)) and picture.getextrema() == (0, 0):
+        raise PictureError("is constant between its percentiles 0.1 and 99.9, so there is nothing to classify")
+    return picture.convert("RGB")
 
 
 class ImageClassifier:
@@ -137,7 +114,7 @@ class ImageClassifier:
             for path in batch:
                 try:
                     images.append(read_image(path))
-                except ImageReadError as error:
+                except PictureError as error:
                     errors[path] = str(error)
             rows = iter(self.probabilities(images) if images else ())
             for path in batch:

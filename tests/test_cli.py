@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from hf_kdmri import StudentForImageClassification
 from hf_kdmri.cli import app
-from hf_kdmri.inference import ImageReadError, find_images, read_image
+from hf_kdmri.data.pictures import PictureError
+from hf_kdmri.inference import find_images, read_image
 
 LABELS = ["meningioma", "glioma", "pituitary"]
 
@@ -104,7 +105,7 @@ def test_more_than_8_bits_are_windowed_not_saturated(wide, model, tmp_path) -> N
 )
 def test_wide_images_without_content_are_refused(pixels, reason, tmp_path) -> None:
     Image.fromarray(pixels).save(tmp_path / "x.tiff")
-    with pytest.raises(ImageReadError, match=reason):
+    with pytest.raises(PictureError, match=reason):
         read_image(tmp_path / "x.tiff")
 
 

@@ -33,6 +33,17 @@ def test_other_options_are_refused_with_the_difference(tmp_path: Path):
     run.open(options(run.path, "--fold", "2", "--overwrite_output_dir"))
 
 
+def test_a_run_from_before_an_option_existed_had_its_default(tmp_path: Path):
+    run = RunFolder(tmp_path / "run")
+    run.open(options(run.path))
+    config = run.path / "config.yaml"
+    kept = [line for line in config.read_text().splitlines() if not line.startswith("group_column")]
+    config.write_text("\n".join(kept))
+    run.open(options(run.path))
+    with pytest.raises(OptionError, match="group_column: None there, patient now"):
+        run.open(options(run.path, "--dataset_name", "x", "--group_column", "patient"))
+
+
 def test_overwriting_deletes_runs_only(tmp_path: Path):
     precious = tmp_path / "thesis.txt"
     precious.write_text("three years")

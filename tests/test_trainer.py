@@ -59,6 +59,15 @@ def test_evaluation_gathers_logits_only(tmp_path: Path):
     assert trainer.predict(trainer.eval_dataset).predictions.shape == (16, 3)
 
 
+def test_only_training_drops_the_last_batch(tmp_path: Path):
+    trainer = tiny_trainer(
+        tmp_path, dataloader_drop_last=True, per_device_train_batch_size=7, per_device_eval_batch_size=7
+    )
+    assert trainer.predict(trainer.eval_dataset).predictions.shape == (16, 3)
+    assert len(trainer.get_train_dataloader()) == len(trainer.train_dataset) // 7
+    assert trainer.args.dataloader_drop_last
+
+
 @pytest.mark.parametrize("augmented", [False, True])
 def test_accumulation_2_by_8_equals_1_by_16(tmp_path: Path, augmented: bool):
     results = []

@@ -92,6 +92,11 @@ class RunOptions:
         return flat
 
 
+def default_options() -> dict[str, Any]:
+    """What `RunOptions.as_dict` says of a run that was given no option."""
+    return RunOptions(DataOptions(), ModelOptions(), DistillationTrainingArguments()).as_dict()
+
+
 _ALWAYS_WRITTEN = {"output_dir", "seed", "gradient_accumulation_steps", "bf16", "max_steps", "eval_strategy"}
 # The machine's own, or a secret.
 _NEVER_WRITTEN = {"use_cpu", "cpu_threads", "dataloader_pin_memory", "hub_token"}

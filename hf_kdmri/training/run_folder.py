@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from hf_kdmri.models import TimmClassifier
-from hf_kdmri.training.options import OptionError, RunOptions, write_config
+from hf_kdmri.training.options import OptionError, RunOptions, default_options, write_config
 
 # Where things lie, who is told and how many processes read them does not change a result.
 _PLACES = {"output_dir", "overwrite_output_dir", "data_dir", "cache_dir", "preprocessing_num_workers"}
@@ -64,7 +64,8 @@ class RunFolder:
         write_config(options, config)
 
     def _refuse_other_options(self, config: Path, options: RunOptions) -> None:
-        before = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+        # an option that an older version did not write was at its default then
+        before = {**default_options(), **(yaml.safe_load(config.read_text(encoding="utf-8")) or {})}
         now = options.as_dict()
         changed = [
             f"  {key}: {before.get(key, 'default')} there, {now.get(key, 'default')} now"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -102,6 +103,15 @@ class DistillationTrainer(Trainer):
             hits = (outputs["logits"].detach().argmax(1) == labels).float().mean()
             self._collect({**{f"loss_{name}": term for name, term in outputs["terms"].items()}, "train_accuracy": hits})
         return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
+
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        # transformers would drop the last images of an evaluation, too, where training drops them
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate without touching the random state, so that training does not depend on when it is evaluated."""
