@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from hf_kdmri.distillation.kernels import alignment
+from hf_kdmri.distillation.precision import at_least_float32
+
+KernelDifference = Literal["squared", "smooth_l1", "kl", "cka"]
+KERNEL_TEMPERATURE = 0.07  # of the rows' softmax in "kl"
 
 
 def spatial_kernel(maps: Tensor, *, grid: int = 7) -> Tensor:
@@ -27,16 +34,24 @@ def spatial_kernel(maps: Tensor, *, grid: int = 7) -> Tensor:
     if maps.ndim != 4:
         raise ValueError(f"expected feature maps of shape (B, C, H, W), got {tuple(maps.shape)}")
     with torch.autocast(maps.device.type, enabled=False):
-        pooled = F.adaptive_avg_pool2d(maps if maps.dtype == torch.float64 else maps.float(), grid)
+        pooled = F.adaptive_avg_pool2d(at_least_float32(maps), grid)
         vectors = F.normalize(pooled.flatten(2), dim=1, eps=1e-6)
         return vectors.transpose(1, 2) @ vectors
 
 
-def spatial_similarity_loss(maps_s: Tensor, maps_t: Tensor, *, grid: int = 7, mask: Tensor | None = None) -> Tensor:
-    """Squared difference between the spatial self-similarity of student and teacher, mean over images and pairs.
+def spatial_similarity_loss(
+    maps_s: Tensor,
+    maps_t: Tensor,
+    *,
+    grid: int = 7,
+    mask: Tensor | None = None,
+    difference: KernelDifference = "squared",
+) -> Tensor:
+    """Difference between the spatial self-similarity of student and teacher, mean over images and pairs.
 
     "Which tissue looks like which" on one slice: ‖K_s − K_t‖² / P² per image, K = `spatial_kernel`. It depends on one
-    image at a time, so not on batch size, process count or gradient accumulation.
+    image at a time, so not on batch size, process count or gradient accumulation. `fused_spatial_similarity_loss` has
+    the other differences.
 
     References: Liu et al., "Structured Knowledge Distillation", CVPR 2019 (pair-wise term, eq. 2); Tung & Mori,
     "Similarity-Preserving Knowledge Distillation", ICCV 2019, applied over space.
@@ -46,12 +61,13 @@ def spatial_similarity_loss(maps_s: Tensor, maps_t: Tensor, *, grid: int = 7, ma
         maps_t: teacher maps (B, C_t, H_t, W_t); channels and sizes may differ from the student's.
         grid: common raster, cells per side.
         mask: optional weights of positions (B, 1, H, W) ≥ 0, area-pooled to the raster; a pair counts with the product
-            of its positions' weights.
+            of its positions' weights. `lesion_weights` makes them from a tumour mask.
+        difference: "squared", "smooth_l1", "kl" or "cka"; see `fused_spatial_similarity_loss`.
 
     Returns:
         A scalar without unit, 0 where the kernels agree.
     """
-    return fused_spatial_similarity_loss([maps_s], [maps_t], grid=grid, mask=mask)
+    return fused_spatial_similarity_loss([maps_s], [maps_t], grid=grid, mask=mask, difference=difference)
 
 
 def fused_spatial_similarity_loss(
@@ -61,12 +77,21 @@ def fused_spatial_similarity_loss(
     weights: Sequence[float] | None = None,
     grid: int = 7,
     mask: Tensor | None = None,
+    difference: KernelDifference = "squared",
 ) -> Tensor:
-    """Squared difference between the spatial kernels fused over stages (multi-scale geometric fusion).
+    """Difference between the spatial kernels fused over stages (multi-scale geometric fusion).
 
     The kernels of the stages are averaged with fixed weights. That average equals the kernel of the concatenation of
     all stages' unit vectors, each scaled by the square root of its weight: the stages are fused exactly, and nothing
     is learned on the teacher's side that could collapse. Both sides may have their own number of stages.
+
+    What is taken between the two kernels of an image:
+
+    - "squared": (K_s − K_t)², mean over pairs of positions;
+    - "smooth_l1": Huber's function with threshold 1, half the square for entries less than 1 apart;
+    - "kl": KL(softmax(K_t / τ) ‖ softmax(K_s / τ)) of each row, τ = .07, diagonal masked, mean over rows: which
+      positions look most alike counts, how unlike the rest are does not. With a mask, both softmaxes are weighted too;
+    - "cka": 1 − unbiased CKA (`alignment`): only the pattern counts, not its contrast. It takes no mask.
 
     Args:
         stages_s: student maps, each (B, C_i, H_i, W_i).
@@ -74,13 +99,21 @@ def fused_spatial_similarity_loss(
         weights: one weight ≥ 0 per stage, normalised to sum 1; default equal.
         grid: common raster, cells per side.
         mask: optional weights of positions (B, 1, H, W) ≥ 0; see `spatial_similarity_loss`.
+        difference: one of the four above. "kl" and "cka" need a grid of at least 2.
 
     Returns:
-        A scalar without unit, 0 where the fused kernels agree.
+        A scalar, in nats for "kl" and otherwise without unit, 0 where the fused kernels agree.
 
     Raises:
-        ValueError: no stages, unequal batch sizes, weights that do not fit, or a mask of another shape.
+        ValueError: no stages, unequal batch sizes, weights that do not fit, a mask of another shape, or a difference
+            that is unknown or impossible with this grid or mask.
     """
+    if difference not in get_args(KernelDifference):
+        raise ValueError(f"difference is {difference!r}; it must be one of {', '.join(get_args(KernelDifference))}")
+    if difference in ("kl", "cka") and grid < 2:
+        raise ValueError(f"difference {difference!r} compares positions and needs a grid of at least 2, got {grid}")
+    if difference == "cka" and mask is not None:
+        raise ValueError('difference "cka" takes no mask: weights would make its estimate biased; use "squared"')
     if not stages_s or not stages_t:
         raise ValueError("at least one stage map is needed on each side")
     if len({maps.shape[0] for maps in (*stages_s, *stages_t)}) != 1:
@@ -90,22 +123,78 @@ def fused_spatial_similarity_loss(
     kernel_s = _fused_kernel(stages_s, weights, grid)
     with torch.no_grad():
         kernel_t = _fused_kernel([maps.detach() for maps in stages_t], weights, grid)
-    squared = (kernel_s - kernel_t).square()
-    if mask is None:
-        return squared.mean()
-    if mask.ndim != 4 or mask.shape[:2] != (len(squared), 1):
-        raise ValueError(f"expected a mask of shape ({len(squared)}, 1, H, W), got {tuple(mask.shape)}")
-    position = F.adaptive_avg_pool2d(mask.to(squared.dtype), grid).flatten(1)
+    position = _position_weights(mask, kernel_s, grid)
+    if difference == "cka":
+        return (1 - alignment(kernel_s, kernel_t)).mean()
+    if difference == "kl":
+        return _weighted_mean(_row_divergence(kernel_s, kernel_t, position), position)
+    penalty = F.mse_loss if difference == "squared" else F.smooth_l1_loss
     pair = position[:, :, None] * position[:, None, :]
+    return _weighted_mean(penalty(kernel_s, kernel_t, reduction="none").flatten(1), pair.flatten(1))
+
+
+def fused_embedding(stages: Sequence[Tensor], *, weights: Sequence[float] | None = None) -> Tensor:
+    """One vector per image from all stages: the sample side of the fused spatial kernel.
+
+    The channel vector at every position is divided by its length, averaged over positions, and the stages' averages
+    are joined, each times the square root of its weight. The product of two images' vectors is then the mean cosine
+    between a position of the one and a position of the other, averaged over stages with the same weights as in
+    `fused_spatial_similarity_loss`. For `rkd_distance_loss`, `rkd_angle_loss` and the other losses on samples.
+
+    Args:
+        stages: maps (B, C_i, H_i, W_i).
+        weights: one weight ≥ 0 per stage, normalised to sum 1; default equal.
+
+    Returns:
+        (B, Σ C_i), of length at most 1, in float32 or float64. It keeps its gradient; losses detach the teacher's.
+
+    Raises:
+        ValueError: no stages, unequal batch sizes, maps of another shape, or weights that do not fit.
+    """
+    if not stages or any(maps.ndim != 4 for maps in stages) or len({len(maps) for maps in stages}) != 1:
+        raise ValueError(
+            "expected at least one stage map (B, C, H, W), all of one batch size, got "
+            f"{[tuple(maps.shape) for maps in stages]}"
+        )
+    shares = _shares(weights, len(stages))
+    with torch.autocast(stages[0].device.type, enabled=False):
+        pooled = [F.normalize(at_least_float32(maps), dim=1, eps=1e-6).mean((2, 3)) for maps in stages]
+        return torch.cat([vector * share**0.5 for vector, share in zip(pooled, shares, strict=True)], dim=1)
+
+
+def _position_weights(mask: Tensor | None, kernel: Tensor, grid: int) -> Tensor:
+    if mask is None:
+        return kernel.new_ones(kernel.shape[:2])
+    if mask.ndim != 4 or mask.shape[:2] != (len(kernel), 1):
+        raise ValueError(f"expected a mask of shape ({len(kernel)}, 1, H, W), got {tuple(mask.shape)}")
+    return F.adaptive_avg_pool2d(mask.to(kernel.dtype), grid).flatten(1)
+
+
+def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     # An image whose mask is empty has nothing to compare and counts as 0, not as 0 / 0.
-    return (squared * pair).sum((1, 2)).div(pair.sum((1, 2)).clamp_min(1e-12)).mean()
+    return ((values * weights).sum(1) / weights.sum(1).clamp_min(1e-12)).mean()
+
+
+def _row_divergence(kernel_s: Tensor, kernel_t: Tensor, position: Tensor) -> Tensor:
+    # Weights enter the softmax as logarithms. The smallest weight is far below e^(-2 / τ), so it counts as none, and
+    # unlike an infinite logarithm it leaves a row whose weights are all 0 defined.
+    log_weight = position.clamp_min(1e-30).log()[:, None, :]
+    own = torch.eye(kernel_s.shape[-1], dtype=torch.bool, device=kernel_s.device)
+
+    def log_rows(kernel: Tensor) -> Tensor:
+        return (kernel / KERNEL_TEMPERATURE + log_weight).masked_fill(own, -1e4).log_softmax(-1)
+
+    return F.kl_div(log_rows(kernel_s), log_rows(kernel_t), log_target=True, reduction="none").sum(-1)
 
 
 def _fused_kernel(stages: Sequence[Tensor], weights: Sequence[float] | None, grid: int) -> Tensor:
-    if weights is None:
-        weights = [1.0] * len(stages)
-    if len(weights) != len(stages) or min(weights) < 0 or sum(weights) <= 0:
-        raise ValueError(f"{len(stages)} stages need as many weights ≥ 0 that are not all 0, got {list(weights)}")
-    total = sum(weights)
+    shares = _shares(weights, len(stages))
     kernels = [spatial_kernel(maps, grid=grid) for maps in stages]
-    return torch.stack([kernel * (weight / total) for kernel, weight in zip(kernels, weights, strict=True)]).sum(0)
+    return torch.stack([kernel * share for kernel, share in zip(kernels, shares, strict=True)]).sum(0)
+
+
+def _shares(weights: Sequence[float] | None, stages: int) -> list[float]:
+    weights = [1.0] * stages if weights is None else list(weights)
+    if len(weights) != stages or min(weights) < 0 or sum(weights) <= 0:
+        raise ValueError(f"{stages} stages need as many weights ≥ 0 that are not all 0, got {weights}")
+    return [weight / sum(weights) for weight in weights]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,41 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
-from hf_kdmri.distillation.geometry import fused_spatial_similarity_loss
+from hf_kdmri.distillation.heads import DistillationHeads
 from hf_kdmri.distillation.labels import teacher_column_order
-from hf_kdmri.distillation.logits import kd_loss
+from hf_kdmri.distillation.options import LossOptions
+from hf_kdmri.distillation.terms import Features, distillation_terms
 from hf_kdmri.models import TimmClassifier, prepare_pixels
-
-
-@dataclass
-class LossOptions:
-    """The numbers of the loss. A term with λ = 0 is not computed; the cross-entropy has weight 1.
-
-    Args:
-        logit_weight: λ of `kd_loss`.
-        temperature: T of `kd_loss`.
-        geometry_weight: λ of `fused_spatial_similarity_loss` over the stages.
-        geometry_grid: raster of the spatial kernels, cells per side.
-        label_smoothing: share of each label spread over all classes in the cross-entropy, 0 to 1.
-
-    Raises:
-        ValueError: a value that makes no loss.
-    """
-
-    logit_weight: float = 1.0
-    temperature: float = 4.0
-    geometry_weight: float = 1.0
-    geometry_grid: int = 7
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        for name, value in asdict(self).items():
-            minimum = {"temperature": 1e-3, "geometry_grid": 1}.get(name, 0)
-            if not minimum <= value:
-                raise ValueError(f"{name} is {value}; it must be at least {minimum}")
-        if not self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be below 1")
 
 
 @dataclass
@@ -55,7 +25,7 @@ class DistillationOutput(ModelOutput):
     Args:
         loss: weighted sum of the terms, a scalar.
         logits: student logits (B, C).
-        terms: unweighted terms by name: "ce", "kd", "geometry".
+        terms: unweighted terms by name: "ce" and those of `hf_kdmri.distillation.options.TERMS` whose λ is above 0.
     """
 
     loss: Tensor | None = None
@@ -67,8 +37,8 @@ class DistillationModel(nn.Module):
     """A student with its frozen teacher; without a teacher, plain supervised training by the same path.
 
     The teacher is always in eval mode, carries no gradient and is left out of `state_dict()`, so no checkpoint of the
-    student ever contains it. Whatever else trains (projectors, fusion) is a submodule here, inside what `Trainer`
-    wraps: held outside, it drifts apart between processes.
+    student ever contains it. Whatever else trains (`heads`: projectors, fusion, exits) is a submodule here, inside what
+    `Trainer` wraps: held outside, it drifts apart between processes.
 
     Args:
         student: the model that trains.
@@ -89,7 +59,7 @@ class DistillationModel(nn.Module):
         >>> model = DistillationModel(student, teacher).train()
         >>> views = torch.randint(0, 256, (2, 1, 96, 96), dtype=torch.uint8)
         >>> sorted(model(views, labels=torch.tensor([0, 1])).terms)
-        ['ce', 'geometry', 'kd']
+        ['ce', 'geometry', 'logit']
     """
 
     accepts_loss_kwargs = False  # every term is a mean over the batch; Trainer must divide by the accumulation steps
@@ -107,14 +77,35 @@ class DistillationModel(nn.Module):
         self.student = student
         self.teacher = teacher
         self.chosen_loss_options = loss_options
-        self.loss_options = loss_options or LossOptions()
         self.teacher_dtype = teacher_dtype
         self.channels_last = False
         if teacher is not None:
             self._teacher_columns = teacher_column_order(student.labels, teacher.labels)
             teacher.requires_grad_(False).eval()
+        self.use_loss_options(loss_options or LossOptions())
         if channels_last:
             self.use_channels_last()
+
+    def use_loss_options(self, options: LossOptions) -> None:
+        """Set the numbers of the loss and build the heads that its terms need; before training, not in the midst of it.
+
+        Raises:
+            ValueError: stages that a term cannot compare, or stage weights that do not fit the number of stages.
+        """
+        self.loss_options = options
+        if self.teacher is None:
+            self.heads = nn.ModuleDict()
+            return
+        for side, model in (("student", self.student), ("teacher", self.teacher)):
+            if options.stage_weights is not None and len(options.stage_weights) != len(model.stage_channels):
+                raise ValueError(
+                    f"stage_weights is {options.stage_weights}, but the {side} gives {len(model.stage_channels)} stages"
+                )
+        self.heads = DistillationHeads(
+            options, self.student.stage_channels, self.teacher.stage_channels, len(self.student.labels)
+        ).to(self.student.device)
+        if self.channels_last:
+            self.heads.to(memory_format=torch.channels_last)
 
     def use_channels_last(self) -> None:
         """Lay out weights and inputs channels-last from now on."""
@@ -145,13 +136,16 @@ class DistillationModel(nn.Module):
         """What trains beside the student: neither the student's weights nor the teacher's."""
         return {key: value for key, value in self.state_dict().items() if not key.startswith("student.")}
 
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> DistillationOutput:
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, masks: Tensor | None = None
+    ) -> DistillationOutput:
         """Student logits and, with labels, the loss; the teacher is asked only while training.
 
         Args:
             pixel_values: one view for both models, (B, 1 or 3, H, W): uint8 raw intensities, or floating point
                 normalised as the student expects. Each model gets it in its own size and normalisation.
             labels: (B,) class indices, in the student's order.
+            masks: (B, 1, H, W) tumour masks of the view, uint8 with 255 inside; only lesion weighting needs them.
 
         Returns:
             `DistillationOutput`. In eval mode, or without a teacher, the loss is the cross-entropy alone.
@@ -164,35 +158,23 @@ class DistillationModel(nn.Module):
             loss = self._cross_entropy(logits, labels)
             return DistillationOutput(loss=loss, logits=logits, terms={"ce": loss})
 
-        needs_stages = self.loss_options.geometry_weight > 0
+        needs_stages = self.loss_options.needs_stages
         with torch.no_grad(), self._teacher_precision(pixel_values.device):
-            teacher_logits, teacher_stages = _run(
-                self.teacher, self._input_of(self.teacher, pixel_values), needs_stages
-            )
-            teacher_logits = teacher_logits[:, self._teacher_columns]
-        logits, stages = _run(self.student, student_input, needs_stages)
+            teacher = _run(self.teacher, self._input_of(self.teacher, pixel_values), needs_stages)
+            teacher = Features(teacher.logits[:, self._teacher_columns], teacher.stages)
+        student = _run(self.student, student_input, needs_stages)
 
-        terms = {"ce": self._cross_entropy(logits, labels)}
-        if self.loss_options.logit_weight > 0:
-            terms["kd"] = kd_loss(logits, teacher_logits, temperature=self.loss_options.temperature)
-        if needs_stages:
-            terms["geometry"] = fused_spatial_similarity_loss(
-                stages, teacher_stages, grid=self.loss_options.geometry_grid
-            )
-        return DistillationOutput(loss=self.total(terms), logits=logits, terms=terms)
+        terms = {"ce": self._cross_entropy(student.logits, labels)}
+        terms |= distillation_terms(self.loss_options, self.heads, student, teacher, labels, masks)
+        return DistillationOutput(loss=self.total(terms), logits=student.logits, terms=terms)
 
-    def total(self, terms: dict[str, Tensor], warmup: float = 1.0) -> Tensor:
-        """Cross-entropy plus the other terms, each times its λ and the warm-up factor (0 to 1)."""
-        scale = {
-            "ce": 1.0,
-            "kd": self.loss_options.logit_weight * warmup,
-            "geometry": self.loss_options.geometry_weight * warmup,
-        }
-        return torch.stack([scale[name] * term for name, term in terms.items()]).sum()
+    def total(self, terms: dict[str, Tensor], progress: float = 1.0) -> Tensor:
+        """Cross-entropy plus the other terms, each times its λ at that share (0 to 1) of all steps."""
+        return torch.stack([self.loss_options.weight(name, progress) * term for name, term in terms.items()]).sum()
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         # Validation loss is the plain cross-entropy, so that runs with and without smoothing compare.
-        smoothing = self.loss_options.label_smoothing if self.training else 0.0
+        smoothing = self.loss_options.label_smoothing_factor if self.training else 0.0
         return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
     def _input_of(self, model: TimmClassifier, view: Tensor) -> Tensor:
@@ -212,7 +194,5 @@ class DistillationModel(nn.Module):
         return torch.autocast(device.type, dtype=self.teacher_dtype, enabled=self.teacher_dtype != torch.float32)
 
 
-def _run(model: TimmClassifier, pixels: Tensor, needs_stages: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-    if needs_stages:
-        return model.stage_features(pixels)
-    return model(pixels).logits, ()
+def _run(model: TimmClassifier, pixels: Tensor, needs_stages: bool) -> Features:
+    return Features(*model.stage_features(pixels)) if needs_stages else Features(model(pixels).logits)

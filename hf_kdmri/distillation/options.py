@@ -1,0 +1,132 @@
+"""Every number of the loss, with its default, its range and its help text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+TERMS = ("logit", "geometry", "sample", "exit", "feature")
+LOGIT_LOSSES = ("kd", "dkd", "dist")
+KERNEL_DIFFERENCES = ("squared", "smooth_l1", "kl", "cka")
+SAMPLE_LOSSES = ("rkd", "similarity_preserving", "cka", "gromov_wasserstein")
+FEATURE_LOSSES = ("hint", "attention_transfer", "review", "ofa", "partial_cross_attention", "groupwise_linear")
+
+
+def _about(help_text: str, choices: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {"help": help_text, "choices": list(choices)} if choices else {"help": help_text}
+
+
+_WARMUP = _about("Share of all steps over which this λ rises from 0; default: distillation_warmup.")
+
+
+@dataclass
+class LossOptions:
+    """The numbers of the loss. A term with λ = 0 is not computed; the cross-entropy has weight 1.
+
+    The fields, their defaults and what they mean are those of `train_kd.py --help`; each is also a field of
+    `DistillationTrainingArguments`. Five terms can join the cross-entropy, each with a λ (`<term>_weight`) and a
+    warm-up of its own (`<term>_warmup`): `logit` on the logits, `geometry` on the positions of one image, `sample` on
+    the images of a batch, `exit` on the learned fusion of the student's stages, and `feature`, one of the losses across
+    architectures that others have published.
+
+    Raises:
+        ValueError: a value that makes no loss.
+    """
+
+    logit_weight: float = field(
+        default=1.0, metadata=_about("λ of the loss on the teacher's logits; 0 switches the term off.")
+    )
+    logit_loss: str = field(
+        default="kd", metadata=_about("Loss on the logits: kd (Hinton), dkd (decoupled) or dist.", LOGIT_LOSSES)
+    )
+    temperature: float = field(default=4.0, metadata=_about("Temperature T of the loss on the logits."))
+    standardize_logits: bool = field(default=False, metadata=_about("Standardise both sides' logits first."))
+    dkd_alpha: float = field(default=1.0, metadata=_about("α of dkd: weight of the label against the other classes."))
+    dkd_beta: float = field(default=1.0, metadata=_about("β of dkd: weight of the other classes among themselves."))
+    dist_beta: float = field(default=1.0, metadata=_about("β of dist: weight of the correlation over the classes."))
+    dist_gamma: float = field(default=1.0, metadata=_about("γ of dist: weight of the correlation over the batch."))
+    geometry_weight: float = field(
+        default=1.0, metadata=_about("λ of the fused spatial similarity over the stages; 0 switches it off.")
+    )
+    geometry_grid: int = field(default=7, metadata=_about("Cells per side of the raster that stages are compared on."))
+    geometry_difference: str = field(
+        default="squared", metadata=_about("How the spatial kernels are compared.", KERNEL_DIFFERENCES)
+    )
+    stage_weights: list[float] | None = field(
+        default=None, metadata=_about("One weight per stage, finest first, in the fusion of kernels and embeddings.")
+    )
+    lesion_weighting: bool = field(
+        default=False,
+        metadata=_about("Geometry by the tumour mask: its inside, its border, the rest count a third each."),
+    )
+    sample_weight: float = field(
+        default=0.0, metadata=_about("λ of the geometry between the images of a batch; 0 switches it off.")
+    )
+    sample_loss: str = field(
+        default="rkd", metadata=_about("Loss between images; rkd is distance + 2 · angle.", SAMPLE_LOSSES)
+    )
+    exit_weight: float = field(
+        default=0.0, metadata=_about("λ of the exit behind the top-down fusion of the student's stages; 0: no exit.")
+    )
+    ofa_gamma: float = field(
+        default=1.0, metadata=_about("γ of the teacher at the exits; above 1 its confident images count more.")
+    )
+    feature_weight: float = field(
+        default=0.0, metadata=_about("λ of a published loss on the features; 0 switches it off.")
+    )
+    feature_loss: str = field(
+        default="hint", metadata=_about("Which one; review is ABF with HCL, ofa an exit per stage.", FEATURE_LOSSES)
+    )
+    label_smoothing_factor: float = field(
+        default=0.0, metadata=_about("Share of each label spread over all classes, 0 to 1.")
+    )
+    distillation_warmup: float = field(
+        default=0.0, metadata=_about("Share of all steps over which each λ rises linearly from 0.")
+    )
+    logit_warmup: float | None = field(default=None, metadata=_WARMUP)
+    geometry_warmup: float | None = field(default=None, metadata=_WARMUP)
+    sample_warmup: float | None = field(default=None, metadata=_WARMUP)
+    exit_warmup: float | None = field(default=None, metadata=_WARMUP)
+    feature_warmup: float | None = field(default=None, metadata=_WARMUP)
+    shuffle_teacher: bool = field(
+        default=False, metadata=_about("Control: teach each image with another one of its batch.")
+    )
+
+    def __post_init__(self) -> None:
+        """Check ranges at creation, not at step 900."""
+        minimum = {"temperature": 1e-3, "geometry_grid": 2}
+        for option in fields(LossOptions):
+            value, choices = getattr(self, option.name), option.metadata.get("choices")
+            if choices and value not in choices:
+                raise ValueError(f"{option.name} is {value!r}; choose one of {', '.join(choices)}")
+            if isinstance(value, (int, float)) and not value >= minimum.get(option.name, 0):
+                raise ValueError(f"{option.name} is {value}; it must be at least {minimum.get(option.name, 0)}")
+            if option.name.endswith("warmup") and value is not None and value > 1:
+                raise ValueError(f"{option.name} is {value}; it is a share of all steps, 0 to 1")
+        if not self.label_smoothing_factor < 1:
+            raise ValueError(f"label_smoothing_factor is {self.label_smoothing_factor}; it must be below 1")
+        if self.stage_weights is not None and (min(self.stage_weights, default=-1) < 0 or not sum(self.stage_weights)):
+            raise ValueError(f"stage_weights is {self.stage_weights}; give numbers of at least 0, not all of them 0")
+
+    @property
+    def needs_stages(self) -> bool:
+        """Whether any term looks at feature maps."""
+        return any(getattr(self, f"{term}_weight") > 0 for term in ("geometry", "sample", "exit", "feature"))
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether any λ changes in the course of training."""
+        return any(self.weight(term, 0.0) != self.weight(term) for term in TERMS)
+
+    def weight(self, term: str, progress: float = 1.0) -> float:
+        """λ of a term.
+
+        Args:
+            term: one of `TERMS`, or "ce", whose weight is always 1.
+            progress: share of all steps done, 0 to 1.
+        """
+        if term == "ce":
+            return 1.0
+        own = getattr(self, f"{term}_warmup")
+        warmup = self.distillation_warmup if own is None else own
+        return getattr(self, f"{term}_weight") * (1.0 if progress >= warmup else progress / warmup)

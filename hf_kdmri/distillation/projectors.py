@@ -1,0 +1,275 @@
+"""Learnable projectors from one stage map of the student to the space of one stage map of the teacher.
+
+Only the student's side has weights: whatever trained on the teacher's side would collapse to a constant. The modules
+return aligned pairs, student first, the teacher's part without gradient; a loss compares the two. They are dropped
+after training.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_kdmri.distillation.precision import at_least_float32, teacher_side
+from hf_kdmri.distillation.stage_maps import check_channels, check_map, resize_to_raster
+
+AttentionTokens = tuple[Tensor, Tensor, Tensor]
+
+
+class HintProjector(nn.Module):
+    """FitNet's regressor: a 1×1 convolution from the student's channels to the teacher's.
+
+    The paper's regressor is a convolution whose kernel makes the sizes fit; here the student's map is resized and the
+    kernel is 1×1, as in most later code. No normalisation follows. C_s · C_t + C_t parameters.
+
+    Reference: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015 (arXiv 1412.6550), §2.2.
+
+    Args:
+        student_channels: C_s of the student's stage.
+        teacher_channels: C_t of the teacher's stage.
+
+    Raises:
+        ValueError: fewer than one channel.
+
+    Example:
+        >>> hint = HintProjector(8, 12)
+        >>> student, teacher = hint(torch.zeros(2, 8, 14, 14), torch.zeros(2, 12, 7, 7))
+        >>> student.shape == teacher.shape == (2, 12, 7, 7)
+        True
+    """
+
+    def __init__(self, student_channels: int, teacher_channels: int) -> None:
+        super().__init__()
+        check_channels([student_channels], side="student")
+        check_channels([teacher_channels], side="teacher")
+        self.student_channels = student_channels
+        self.teacher_channels = teacher_channels
+        self.projection = nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
+
+    def forward(self, map_s: Tensor, map_t: Tensor) -> tuple[Tensor, Tensor]:
+        """Project the student's map and bring it to the teacher's raster.
+
+        Args:
+            map_s: (B, C_s, H_s, W_s).
+            map_t: (B, C_t, H_t, W_t).
+
+        Returns:
+            Two maps (B, C_t, H_t, W_t): the student's, projected, and the teacher's, at least float32 and without
+            gradient.
+
+        Raises:
+            ValueError: channels or batch sizes do not fit.
+        """
+        _check_pair(map_s, map_t, self.student_channels, self.teacher_channels)
+        return self.projection(resize_to_raster(map_s, _raster(map_t))), teacher_side(map_t)
+
+
+class GroupwiseLinearProjector(nn.Module):
+    """GL: a linear layer from the student's channels to the teacher's for each neighbourhood of positions.
+
+    The raster is cut into `groups_per_side`² rectangles; the positions of one rectangle share a layer. As in the paper,
+    16 layers stand in for one per position, and dropout comes before them. Ours are the rate of dropout and
+    the cuts, which are even so that any size of input works, where the paper has neighbourhoods of 4×4 on a 14×14
+    raster. groups_per_side² · (C_s · C_t + C_t) parameters.
+
+    The paper's loss for this projector is the squared difference of the pair, equation 6. Its multi-view adversarial
+    training, equations 7 to 9, is left out.
+
+    Reference: Liu et al., "Cross-Architecture Knowledge Distillation", ACCV 2022 (arXiv 2207.05273), equation 5.
+
+    Args:
+        student_channels: C_s of the student's stage.
+        teacher_channels: C_t of the teacher's stage.
+        groups_per_side: rectangles along the height and along the width.
+        dropout: share of the student's channels set to 0 while training.
+
+    Raises:
+        ValueError: fewer than one channel or group, or a dropout outside 0 to 1.
+    """
+
+    def __init__(
+        self, student_channels: int, teacher_channels: int, *, groups_per_side: int = 4, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        check_channels([student_channels], side="student")
+        check_channels([teacher_channels], side="teacher")
+        if groups_per_side < 1:
+            raise ValueError(f"groups_per_side is {groups_per_side}; it must be at least 1")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}; it must be at least 0 and below 1")
+        self.student_channels = student_channels
+        self.teacher_channels = teacher_channels
+        self.groups_per_side = groups_per_side
+        self.dropout = nn.Dropout(dropout)
+        self.projections = nn.ModuleList(
+            nn.Linear(student_channels, teacher_channels) for _ in range(groups_per_side**2)
+        )
+
+    def forward(self, map_s: Tensor, map_t: Tensor) -> tuple[Tensor, Tensor]:
+        """Bring the student's map to the teacher's raster and project each position with its group's layer.
+
+        Args:
+            map_s: (B, C_s, H_s, W_s).
+            map_t: (B, C_t, H_t, W_t), at least `groups_per_side` high and wide.
+
+        Returns:
+            Two maps (B, C_t, H_t, W_t): the student's, projected, and the teacher's, at least float32 and without
+            gradient.
+
+        Raises:
+            ValueError: channels or batch sizes do not fit, or a raster with fewer positions than groups.
+        """
+        _check_pair(map_s, map_t, self.student_channels, self.teacher_channels)
+        height, width = _raster(map_t)
+        groups = self.groups_per_side
+        if min(height, width) < groups:
+            raise ValueError(
+                f"a raster of {height}×{width} cannot be cut into {groups}×{groups} groups; take a finer stage, or set "
+                f"groups_per_side to at most {min(height, width)}"
+            )
+        positions = self.dropout(resize_to_raster(map_s, (height, width)).permute(0, 2, 3, 1))
+        rows = []
+        for row, band in enumerate(positions.tensor_split(groups, dim=1)):
+            cells = band.tensor_split(groups, dim=2)
+            layers = self.projections[row * groups : (row + 1) * groups]
+            rows.append(torch.cat([layer(cell) for layer, cell in zip(layers, cells, strict=True)], dim=2))
+        return torch.cat(rows, dim=1).permute(0, 3, 1, 2), teacher_side(map_t)
+
+
+class PartialCrossAttentionProjector(nn.Module):
+    """PCA: queries, keys and values from the student's map, to be matched with the teacher's.
+
+    Three 3×3 convolutions give the student's Q, K and V, equation 1; `partial_cross_attention_loss` holds equations 2
+    to 4. 27 · C_s · C_t parameters, more than many a student has: for one stage of few channels.
+
+    Simplified: one head; and the teacher's Q, K and V are not those of its last attention block, which a convolutional
+    teacher does not have, but `attention_tokens` of its map. Where a transformer's own are at hand, give them to the
+    loss instead. Positions, not a class token, are compared. Multi-view adversarial training is left out. The
+    convolutions have no bias: a constant added to all keys cancels in the softmax.
+
+    Reference: Liu et al., "Cross-Architecture Knowledge Distillation", ACCV 2022 (arXiv 2207.05273), equation 1.
+
+    Args:
+        student_channels: C_s of the student's stage.
+        teacher_channels: C_t of the teacher's stage, the width d of the attention.
+
+    Raises:
+        ValueError: fewer than one channel.
+    """
+
+    def __init__(self, student_channels: int, teacher_channels: int) -> None:
+        super().__init__()
+        check_channels([student_channels], side="student")
+        check_channels([teacher_channels], side="teacher")
+        self.student_channels = student_channels
+        self.teacher_channels = teacher_channels
+        self.query, self.key, self.value = (
+            nn.Conv2d(student_channels, teacher_channels, kernel_size=3, padding=1, bias=False) for _ in range(3)
+        )
+
+    def forward(self, map_s: Tensor, map_t: Tensor) -> tuple[AttentionTokens, AttentionTokens]:
+        """Queries, keys and values of both sides, at the positions of the teacher's raster.
+
+        Args:
+            map_s: (B, C_s, H_s, W_s).
+            map_t: (B, C_t, H_t, W_t) with P = H_t · W_t of at least 2.
+
+        Returns:
+            (Q, K, V) of the student and (Q, K, V) of the teacher, the latter without gradient; each (B, P, C_t).
+
+        Raises:
+            ValueError: channels or batch sizes do not fit, or a raster of one position.
+        """
+        _check_pair(map_s, map_t, self.student_channels, self.teacher_channels)
+        resized = resize_to_raster(map_s, _raster(map_t))
+        query, key, value = (layer(resized).flatten(2).mT for layer in (self.query, self.key, self.value))
+        return (query, key, value), attention_tokens(map_t)
+
+
+def attention_tokens(map_t: Tensor, *, temperature: float = 0.25) -> AttentionTokens:
+    """Queries, keys and values of a map of any network, without weights: cosine self-attention of its positions.
+
+    Each position's channels, less their mean over the image, are scaled to unit length u. Then Q = K = u · (√d / τ)^½
+    and V = u · d^¼, so that Q Kᵀ / √d is the cosine over τ and V Vᵀ / √d the cosine. At τ = ¼ a position weighs itself
+    e⁴, about 55, times an unrelated one, so that neither it nor the many others drown out the rest.
+
+    Args:
+        map_t: teacher map (B, d, H, W), P = H · W of at least 2.
+        temperature: τ > 0.
+
+    Returns:
+        Q, K and V, each (B, P, d), at least float32, without gradient.
+
+    Raises:
+        ValueError: one position only, another number of axes, or a temperature that is not positive.
+    """
+    if map_t.ndim != 4 or map_t.shape[2] * map_t.shape[3] < 2:
+        raise ValueError(
+            f"attention needs a map (B, C, H, W) with at least two positions, got {tuple(map_t.shape)}; take a finer "
+            f"stage or a larger input"
+        )
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; it must be above 0")
+    tokens = teacher_side(map_t).flatten(2).mT
+    tokens = F.normalize(tokens - tokens.mean(1, keepdim=True), dim=2) * tokens.shape[2] ** 0.25
+    return tokens * temperature**-0.5, tokens * temperature**-0.5, tokens
+
+
+def partial_cross_attention_loss(
+    qkv_s: AttentionTokens, qkv_t: AttentionTokens, *, swap_probability: float = 0.5
+) -> Tensor:
+    """Difference of attention outputs, the student's with part of its Q, K and V swapped for the teacher's.
+
+    L = mean (Attn_t − PCAttn_s)² + mean (V_t V_tᵀ / √d − V_s V_sᵀ / √d)², with Attn = softmax(Q Kᵀ / √d) V over the
+    positions, and PCAttn the same after each single element of Q_s, K_s and V_s was replaced by the teacher's with
+    probability `swap_probability`, drawn anew at each call: the student's must be usable beside the teacher's. The
+    paper writes squared norms; means keep the value's size as B, P and d change. Computed in float32. The products of
+    values take B · P² numbers: 42 MB for 24×24 positions and 32 images.
+
+    Reference: Liu et al., "Cross-Architecture Knowledge Distillation", ACCV 2022 (arXiv 2207.05273), equations 2 to 4.
+
+    Args:
+        qkv_s: the student's queries, keys and values, each (B, P, d).
+        qkv_t: the teacher's, likewise.
+        swap_probability: share of elements taken from the teacher, 0 to 1; 0 is plain self-attention.
+
+    Returns:
+        A scalar without unit, 0 for equal Q, K and V.
+
+    Raises:
+        ValueError: shapes differ, or a probability outside 0 to 1.
+    """
+    shapes = [tuple(tokens.shape) for tokens in (*qkv_s, *qkv_t)]
+    if len(shapes) != 6 or len(set(shapes)) != 1 or len(shapes[0]) != 3:
+        raise ValueError(f"expected Q, K and V of one shape (B, P, d) on both sides, got {shapes}")
+    if not 0 <= swap_probability <= 1:
+        raise ValueError(f"swap_probability is {swap_probability}; it must be from 0 to 1")
+    with torch.autocast(qkv_s[0].device.type, enabled=False):
+        student = [at_least_float32(tokens) for tokens in qkv_s]
+        teacher = [teacher_side(tokens) for tokens in qkv_t]
+        crossed = [
+            torch.where(torch.rand_like(own) < swap_probability, other, own)
+            for own, other in zip(student, teacher, strict=True)
+        ]
+        attention = F.mse_loss(_attention(*crossed), _attention(*teacher))
+        return attention + F.mse_loss(_scaled_product(student[2]), _scaled_product(teacher[2]))
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+def _scaled_product(value: Tensor) -> Tensor:
+    return value @ value.mT / value.shape[2] ** 0.5
+
+
+def _raster(maps: Tensor) -> tuple[int, int]:
+    return maps.shape[-2], maps.shape[-1]
+
+
+def _check_pair(map_s: Tensor, map_t: Tensor, student_channels: int, teacher_channels: int) -> None:
+    check_map(map_s, student_channels, side="student")
+    check_map(map_t, teacher_channels, side="teacher")
+    if len(map_s) != len(map_t):
+        raise ValueError(f"batch sizes differ: student {len(map_s)}, teacher {len(map_t)}")

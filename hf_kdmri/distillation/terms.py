@@ -1,0 +1,158 @@
+"""The terms that a teacher adds to the cross-entropy, from the outputs of both models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_kdmri.distillation.feature_maps import attention_transfer_loss, hcl_loss, hint_loss
+from hf_kdmri.distillation.gathering import gather_with_gradient
+from hf_kdmri.distillation.geometry import fused_embedding, fused_spatial_similarity_loss
+from hf_kdmri.distillation.heads import middle_pair
+from hf_kdmri.distillation.kernels import cka_loss, gromov_wasserstein_loss
+from hf_kdmri.distillation.lesions import lesion_weights
+from hf_kdmri.distillation.logits import dist_loss, dkd_loss, kd_loss, ofa_loss
+from hf_kdmri.distillation.options import LossOptions
+from hf_kdmri.distillation.projectors import partial_cross_attention_loss
+from hf_kdmri.distillation.samples import rkd_angle_loss, rkd_distance_loss, similarity_preserving_loss
+
+FEWEST_IMAGES = 4  # debiased CKA divides by B − 3
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one model says of a batch.
+
+    Attributes:
+        logits: (B, K), in the student's order of classes.
+        stages: maps (B, C_i, H_i, W_i), finest first; empty where no term needs them.
+    """
+
+    logits: Tensor
+    stages: tuple[Tensor, ...] = ()
+
+    def shuffled(self) -> Features:
+        """What the model says of the next image of the batch, the first one's neighbour being the last."""
+        return Features(self.logits.roll(1, 0), tuple(maps.roll(1, 0) for maps in self.stages))
+
+
+def distillation_terms(
+    options: LossOptions,
+    heads: Mapping[str, nn.Module] | nn.ModuleDict,
+    student: Features,
+    teacher: Features,
+    labels: Tensor,
+    masks: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Compute every term whose λ is above 0.
+
+    Terms between images (sample, and dist on the logits) see the batches of all processes at once. They do not cross
+    the micro-batches of gradient accumulation; and a batch of fewer than 4 images has no such term: it counts 0.
+
+    Args:
+        options: which terms, and their numbers.
+        heads: the modules of `DistillationHeads`.
+        student: with gradient.
+        teacher: without.
+        labels: (B,) class indices.
+        masks: (B, 1, H, W) tumour masks, uint8 with 255 inside, needed for `lesion_weighting`.
+
+    Returns:
+        Unweighted terms by name, each a scalar.
+
+    Raises:
+        ValueError: lesion weighting without masks.
+    """
+    if options.shuffle_teacher:
+        teacher = teacher.shuffled()
+    terms = {}
+    if options.logit_weight > 0:
+        terms["logit"] = _logit_term(options, student.logits, teacher.logits, labels)
+    if options.geometry_weight > 0:
+        terms["geometry"] = fused_spatial_similarity_loss(
+            student.stages,
+            teacher.stages,
+            weights=options.stage_weights,
+            grid=options.geometry_grid,
+            mask=_position_weights(masks) if options.lesion_weighting else None,
+            difference=options.geometry_difference,  # type: ignore[arg-type]  # checked in the options
+        )
+    if options.sample_weight > 0:
+        embeddings_s = gather_with_gradient(fused_embedding(student.stages, weights=options.stage_weights))
+        embeddings_t = gather_with_gradient(fused_embedding(teacher.stages, weights=options.stage_weights))
+        terms["sample"] = _between_images(_SAMPLE_LOSSES[options.sample_loss], embeddings_s, embeddings_t)
+    if options.exit_weight > 0:
+        logits = heads["exit"](student.stages).float()
+        terms["exit"] = F.cross_entropy(logits, labels) + ofa_loss(
+            logits, teacher.logits, labels, gamma=options.ofa_gamma
+        )
+    if options.feature_weight > 0:
+        terms["feature"] = _feature_term(options, heads, student, teacher, labels)
+    return terms
+
+
+def _position_weights(masks: Tensor | None) -> Tensor:
+    if masks is None:
+        raise ValueError("lesion_weighting needs a tumour mask for every image; give masks, or switch it off")
+    return lesion_weights(masks > 127)
+
+
+def _logit_term(options: LossOptions, zs: Tensor, zt: Tensor, labels: Tensor) -> Tensor:
+    shared: dict[str, Any] = {"temperature": options.temperature, "standardize": options.standardize_logits}
+    if options.logit_loss == "dkd":
+        return dkd_loss(zs, zt, labels, alpha=options.dkd_alpha, beta=options.dkd_beta, **shared)
+    if options.logit_loss == "dist":
+
+        def between(all_s: Tensor, all_t: Tensor) -> Tensor:
+            return dist_loss(all_s, all_t, beta=options.dist_beta, gamma=options.dist_gamma, **shared)
+
+        return _between_images(between, gather_with_gradient(zs), gather_with_gradient(zt))
+    return kd_loss(zs, zt, **shared)
+
+
+def _rkd(embeddings_s: Tensor, embeddings_t: Tensor) -> Tensor:
+    # The paper's λ are 25 for distances and 50 for angles.
+    return rkd_distance_loss(embeddings_s, embeddings_t) + 2 * rkd_angle_loss(embeddings_s, embeddings_t)
+
+
+_SAMPLE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "rkd": _rkd,
+    "similarity_preserving": similarity_preserving_loss,
+    "cka": cka_loss,
+    "gromov_wasserstein": gromov_wasserstein_loss,
+}
+
+
+def _between_images(loss: Callable[[Tensor, Tensor], Tensor], of_student: Tensor, of_teacher: Tensor) -> Tensor:
+    if len(of_student) < FEWEST_IMAGES:
+        return (of_student * 0).sum()
+    return loss(of_student, of_teacher)
+
+
+def _feature_term(
+    options: LossOptions,
+    heads: Mapping[str, nn.Module] | nn.ModuleDict,
+    student: Features,
+    teacher: Features,
+    labels: Tensor,
+) -> Tensor:
+    loss = options.feature_loss
+    if loss == "attention_transfer":
+        return attention_transfer_loss(*middle_pair(student.stages, teacher.stages))
+    head = heads["feature"]
+    if loss == "review":
+        rasters = [(maps.shape[-2], maps.shape[-1]) for maps in teacher.stages]
+        fused = head(student.stages, sizes=rasters)
+        return torch.stack([hcl_loss(s, t) for s, t in zip(fused, teacher.stages, strict=True)]).sum()
+    if loss == "ofa":
+        exits = head(student.stages)
+        return torch.stack(
+            [ofa_loss(logits, teacher.logits, labels, gamma=options.ofa_gamma) for logits in exits]
+        ).mean()
+    aligned = head(*middle_pair(student.stages, teacher.stages))
+    return partial_cross_attention_loss(*aligned) if loss == "partial_cross_attention" else hint_loss(*aligned)
