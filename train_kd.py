@@ -83,7 +83,7 @@ def train(
             state.print(f"[{number}/5] {stage}: training {model.config.architecture}{taught}")
             # One view serves both models, so it has the larger of their sizes.
             size = max(model.image_size, teacher.image_size if teacher is not None else 0)
-            views = {"train": views_of(data.splits["train"], size, options, state)}
+            views = {"train": views_of(data.splits["train"], size, options, state, for_training=True)}
             views["validation"] = views_of(data.splits["validation"], model.image_size, options, state)
             train_stage(stage, model, teacher, views, options, run)
 

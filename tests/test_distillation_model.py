@@ -43,12 +43,12 @@ def test_loss_is_the_weighted_sum_of_its_terms(student, teacher, views):
     (zs, maps_s), (zt, maps_t) = stages(student), stages(teacher)
     expected = {
         "ce": torch.nn.functional.cross_entropy(zs, LABEL),
-        "kd": kd_loss(zs, zt, temperature=2.0),
+        "logit": kd_loss(zs, zt, temperature=2.0),
         "geometry": fused_spatial_similarity_loss(maps_s, maps_t, grid=4),
     }
     for name, value in expected.items():
         torch.testing.assert_close(output.terms[name], value)
-    torch.testing.assert_close(output.loss, expected["ce"] + 0.7 * expected["kd"] + 3 * expected["geometry"])
+    torch.testing.assert_close(output.loss, expected["ce"] + 0.7 * expected["logit"] + 3 * expected["geometry"])
 
 
 def test_gradients_reach_every_student_parameter_and_none_of_the_teacher(student, teacher, views):
@@ -141,7 +141,7 @@ def test_eval_asks_no_teacher(student, teacher, views):
 def test_terms_with_weight_zero_are_not_computed(student, teacher, views):
     teacher.stage_features = lambda *_: pytest.fail("stages were computed for nothing")
     model = DistillationModel(student, teacher, loss_options=LossOptions(geometry_weight=0)).train()
-    assert set(model(views, labels=LABEL).terms) == {"ce", "kd"}
+    assert set(model(views, labels=LABEL).terms) == {"ce", "logit"}
     model.loss_options = LossOptions(geometry_weight=0, logit_weight=0)
     assert set(model(views, labels=LABEL).terms) == {"ce"}
 
@@ -165,7 +165,10 @@ def test_channels_last_and_a_bfloat16_teacher_change_rounding_only(views):
         (dict(logit_weight=-1), "logit_weight is -1"),
         (dict(temperature=0), "temperature is 0"),
         (dict(geometry_grid=0), "geometry_grid is 0"),
-        (dict(label_smoothing=1.0), "label_smoothing is 1.0"),
+        (dict(label_smoothing_factor=1.0), "label_smoothing_factor is 1.0"),
+        (dict(geometry_warmup=1.5), "geometry_warmup is 1.5"),
+        (dict(logit_loss="l2"), "logit_loss is 'l2'; choose one of kd, dkd, dist"),
+        (dict(stage_weights=[0.0, 0.0]), "stage_weights is"),
     ],
 )
 def test_loss_options_out_of_range_are_refused(options, message):

@@ -86,7 +86,7 @@ class TestFinishedRun:
             assert [row["epoch"] for row in mine if "loss" in row] == list(range(1, epochs + 1))
             assert [row["epoch"] for row in mine if "eval_accuracy" in row] == list(range(1, epochs + 1))
         distilled = [row for row in rows if row["stage"] == "student" and "loss" in row]
-        assert all({"loss_ce", "loss_kd", "loss_geometry", "train_accuracy"} <= row.keys() for row in distilled)
+        assert all({"loss_ce", "loss_logit", "loss_geometry", "train_accuracy"} <= row.keys() for row in distilled)
 
     def test_figures_card_and_configuration_are_there(self, finished):
         run, done = finished

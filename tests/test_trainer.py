@@ -49,7 +49,7 @@ def test_terms_are_logged_apart_and_add_up(tmp_path: Path):
     logs = [row for row in trainer.state.log_history if "loss" in row]
     assert len(logs) == 2
     for row in logs:
-        total = row["loss_ce"] + 0.5 * row["loss_kd"] + 2.0 * row["loss_geometry"]
+        total = row["loss_ce"] + 0.5 * row["loss_logit"] + 2.0 * row["loss_geometry"]
         assert row["loss"] == pytest.approx(total, rel=1e-3)
         assert 0 <= row["train_accuracy"] <= 1
 
@@ -152,30 +152,18 @@ def test_a_checkpoint_is_a_student_folder_without_the_teacher(tmp_path: Path):
 
 
 def test_whatever_trains_beside_the_student_is_saved_and_restored(tmp_path: Path):
-    class WithHead(DistillationModel):
-        def __init__(self, *args):
-            super().__init__(*args)
-            self.projector = nn.Linear(3, 3)
-
-        def forward(self, pixel_values, labels=None):
-            output = super().forward(pixel_values, labels)
-            output["loss"] = output.loss + self.projector(output.logits).square().mean()
-            return output
-
-    def build():
-        base = tiny_model()
-        torch.manual_seed(4)
-        return WithHead(base.student, base.teacher)
-
-    trainer = tiny_trainer(tmp_path, model=build(), num_train_epochs=1, distillation_warmup=0.0)
+    options = dict(exit_weight=0.5, feature_weight=0.5, feature_loss="hint", num_train_epochs=1)
+    trainer = tiny_trainer(tmp_path, **options)
+    untrained = weights(trainer.model.heads)
     trainer.train()
-    assert set(load_file(tmp_path / "checkpoint-4" / "distillation_head.safetensors")) == {
-        "projector.weight",
-        "projector.bias",
-    }
-    again = tiny_trainer(tmp_path, model=build())
+    saved = load_file(tmp_path / "checkpoint-4" / "distillation_head.safetensors")
+    assert saved.keys() == {f"heads.{name}" for name in untrained} and {"exit", "feature"} == set(trainer.model.heads)
+    assert not any(torch.equal(saved[f"heads.{name}"], value) for name, value in untrained.items() if value.any())
+    torch.manual_seed(9)
+    again = tiny_trainer(tmp_path, model=tiny_model(seed=9), **options)
     again._load_from_checkpoint(str(tmp_path / "checkpoint-4"))
-    assert_equal_weights(weights(again.model), weights(trainer.model))
+    for part in ("student", "heads"):
+        assert_equal_weights(weights(getattr(again.model, part)), weights(getattr(trainer.model, part)))
 
 
 def test_the_best_checkpoint_is_loaded_at_the_end(tmp_path: Path):
@@ -194,14 +182,21 @@ def test_a_cut_short_checkpoint_is_refused_by_name(tmp_path: Path):
         tiny_trainer(tmp_path)._load_from_checkpoint(str(tmp_path / "checkpoint-2"))
 
 
-def test_warm_up_raises_the_teachers_share_linearly(tmp_path: Path):
-    trainer = tiny_trainer(tmp_path, distillation_warmup=0.5, num_train_epochs=2)
-    trainer.state.max_steps = 8
-    shares = []
-    for step in range(6):
-        trainer.state.global_step = step
-        shares.append(trainer._warmup())
-    assert shares == [0, 0.25, 0.5, 0.75, 1.0, 1.0]
+def test_every_part_warms_up_linearly_by_its_own_share(tmp_path: Path):
+    trainer = tiny_trainer(
+        tmp_path,
+        distillation_warmup=1.0,
+        geometry_weight=2.0,
+        geometry_warmup=0.5,
+        logging_strategy="steps",
+        logging_steps=1,
+    )
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert len(rows) == 8
+    for step, row in enumerate(rows):
+        expected = row["loss_ce"] + step / 8 * row["loss_logit"] + 2 * min(1, step / 4) * row["loss_geometry"]
+        assert row["loss"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_plain_student_is_no_distillation_model(tmp_path: Path):

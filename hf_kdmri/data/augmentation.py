@@ -35,28 +35,39 @@ class RandomViews:
     gamma: float = 1.5
 
     def __call__(self, views: Tensor, index: Tensor, *, seed: int, epoch: int) -> Tensor:
-        """Draw and apply one view per image.
+        """Draw and apply one view per image: `with_masks` for images that have none."""
+        return self.with_masks(views, None, index, seed=seed, epoch=epoch)[0]
+
+    def with_masks(
+        self, views: Tensor, masks: Tensor | None, index: Tensor, *, seed: int, epoch: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Draw and apply one view per image, and move its mask along.
 
         Args:
             views: (B, C, H, W) uint8.
+            masks: (B, 1, H, W) uint8, or None.
             index: (B,) position of each image in its data set.
             seed: of the run.
             epoch: counted from 0.
 
         Returns:
-            (B, C, H, W) uint8 on the same device.
+            The views and the masks, uint8 on the same device, in the shapes given.
         """
         draws = np.stack([np.random.default_rng((seed, epoch, row)).random(7) for row in index.tolist()])
         draw = torch.from_numpy(draws).to(views.device, torch.float32, non_blocking=True).unbind(1)
         images = views.float() / 255
         height, width = images.shape[-2:]
         with torch.autocast(views.device.type, enabled=False):
-            images = warp_affine(images, self._affine(draw, images), (height, width), padding_mode="zeros")
+            affine = self._affine(draw, images)
+            images = warp_affine(images, affine, (height, width), padding_mode="zeros")
+            if masks is not None:
+                moved = warp_affine(masks.float(), affine, (height, width), mode="nearest", padding_mode="zeros")
+                masks = moved.to(torch.uint8)
             mean = images.mean((1, 2, 3), keepdim=True)
             low, high = self.contrast
             images = (mean + (low + (high - low) * draw[5].view(-1, 1, 1, 1)) * (images - mean)).clamp(0, 1)
             images = adjust_gamma(images, self.gamma ** (2 * draw[6] - 1))
-        return (images * 255).round().clamp(0, 255).to(torch.uint8)
+        return (images * 255).round().clamp(0, 255).to(torch.uint8), masks
 
     def _affine(self, draw: tuple[Tensor, ...], images: Tensor) -> Tensor:
         batch, _, height, width = images.shape

@@ -24,17 +24,24 @@ class ViewDataset(Dataset):
         chunks: memory-mapped arrays (n_k, C, S, S) uint8 that follow one another.
         labels: (N,) class indices.
         size: S in pixels.
+        masks: the tumour masks of the same slices at the same size, as views of one channel, or None.
     """
 
     chunks: list[np.ndarray]
     labels: np.ndarray
     size: int
+    masks: ViewDataset | None = None
 
     def __post_init__(self) -> None:
         """Find where each chunk starts."""
         self._starts = np.cumsum([0] + [len(chunk) for chunk in self.chunks])
         if self._starts[-1] != len(self.labels):
             raise ValueError(f"{self._starts[-1]} views, but {len(self.labels)} labels")
+        if self.masks is not None and (len(self.masks), self.masks.size) != (len(self), self.size):
+            raise ValueError(
+                f"{len(self.masks)} masks of {self.masks.size} pixels for {len(self)} views of {self.size}; prepare "
+                f"both from one split at one size"
+            )
 
     def __len__(self) -> int:
         """Number of slices."""
@@ -46,21 +53,27 @@ class ViewDataset(Dataset):
         return self.chunks[chunk][index - self._starts[chunk]]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One view as `pixel_values`, its `labels` and its `index`."""
-        return {
+        """One view as `pixel_values`, its `labels` and `index`, and, if there are any, its `masks`."""
+        item = {
             "pixel_values": torch.from_numpy(self.view(index).copy()),
             "labels": int(self.labels[index]),
             "index": int(index),
         }
+        if self.masks is not None:
+            item["masks"] = torch.from_numpy(self.masks.view(index).copy())
+        return item
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """A whole batch at once, already collated; see `collate_views`."""
         rows = np.asarray(indices)
-        return {
+        batch = {
             "pixel_values": torch.from_numpy(np.stack([self.view(row) for row in rows])),
             "labels": torch.from_numpy(self.labels[rows]),
             "index": torch.from_numpy(rows.astype(np.int64)),
         }
+        if self.masks is not None:
+            batch["masks"] = torch.from_numpy(np.stack([self.masks.view(row) for row in rows]))
+        return batch
 
 
 def collate_views(batch: dict[str, torch.Tensor] | list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from hf_kdmri.models.stages import stage_indices
+from hf_kdmri.models.stages import stage_channels, stage_indices
 
 Model = TypeVar("Model", bound="TimmClassifier")
 _PUBLIC_ARCHITECTURE = "TimmWrapperForImageClassification"
@@ -148,6 +148,11 @@ class TimmClassifier(TimmWrapperForImageClassification):
     def pixel_std(self) -> tuple[float, ...]:
         """Standard deviation per channel, likewise."""
         return tuple(self.config.pretrained_cfg["std"])
+
+    @property
+    def stage_channels(self) -> list[int]:
+        """Channels of the maps that `stage_features` returns, finest first."""
+        return stage_channels(self.timm_model, self.stage_indices)
 
     def stage_features(self, pixel_values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Logits and stage maps in one pass.

@@ -48,6 +48,12 @@ def stage_indices(model: nn.Module, num_scales: int) -> list[int]:
     return indices[-num_scales:]
 
 
+def stage_channels(model: nn.Module, indices: list[int]) -> list[int]:
+    """Return the number of channels of each of the maps at these indices."""
+    info = _feature_info(model)
+    return [info[index]["num_chs"] for index in indices]
+
+
 def _feature_info(model: nn.Module) -> list[dict[str, Any]]:
     info: Any = model.feature_info
     return info if isinstance(info, list) else info.get_dicts()

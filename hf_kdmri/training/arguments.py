@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from transformers import TrainingArguments
@@ -14,24 +14,11 @@ _DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass
-class DistillationTrainingArguments(TrainingArguments):
-    """Transformers' training arguments, with defaults for this task and one field for every number of the loss."""
+class DistillationTrainingArguments(LossOptions, TrainingArguments):
+    """Transformers' training arguments, with defaults for this task, and every number of the loss (`LossOptions`)."""
 
     _argument_group_name = "distillation and training (transformers' TrainingArguments)"
 
-    logit_weight: float = field(
-        default=1.0, metadata={"help": "λ of Hinton's loss on the teacher's logits; 0 switches the term off."}
-    )
-    temperature: float = field(default=4.0, metadata={"help": "Temperature T of Hinton's loss."})
-    geometry_weight: float = field(
-        default=1.0, metadata={"help": "λ of the fused spatial similarity over the stages; 0 switches the term off."}
-    )
-    geometry_grid: int = field(
-        default=7, metadata={"help": "Cells per side of the raster that stages are compared on."}
-    )
-    distillation_warmup: float = field(
-        default=0.0, metadata={"help": "Share of all steps over which both λ rise linearly from 0."}
-    )
     teacher_dtype: str = field(
         default="auto",
         metadata={
@@ -61,18 +48,16 @@ class DistillationTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Check ranges at creation, not at step 900."""
-        if not 0 <= self.distillation_warmup <= 1:
-            raise ValueError(f"distillation_warmup is {self.distillation_warmup}; it is a share of steps, 0 to 1")
         if self.teacher_dtype not in _DTYPES:
             raise ValueError(f"teacher_dtype is {self.teacher_dtype!r}; choose one of {', '.join(_DTYPES)}")
         if self.cpu_threads is not None and self.cpu_threads < 1:
             raise ValueError(f"cpu_threads is {self.cpu_threads}; at least 1 is needed, or leave it out for all cores")
-        self.loss_options()
+        LossOptions.__post_init__(self)
         if not torch.accelerator.is_available():
             # Trainer refuses bf16 without a GPU unless told that the CPU is meant; here there is nothing else to mean.
             self.use_cpu = True
             self.dataloader_pin_memory = False
-        super().__post_init__()
+        TrainingArguments.__post_init__(self)
 
     def apply_cpu_threads(self) -> None:
         """Set torch's thread count. `accelerate launch` sets OMP_NUM_THREADS=1, which idles all cores but one."""
@@ -83,13 +68,7 @@ class DistillationTrainingArguments(TrainingArguments):
 
     def loss_options(self) -> LossOptions:
         """The numbers of the loss."""
-        return LossOptions(
-            logit_weight=self.logit_weight,
-            temperature=self.temperature,
-            geometry_weight=self.geometry_weight,
-            geometry_grid=self.geometry_grid,
-            label_smoothing=self.label_smoothing_factor,
-        )
+        return LossOptions(**{option.name: getattr(self, option.name) for option in fields(LossOptions)})
 
     def teacher_torch_dtype(self) -> torch.dtype | None:
         """`teacher_dtype` as torch knows it; None for the precision that surrounds the teacher."""

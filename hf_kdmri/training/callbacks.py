@@ -7,9 +7,10 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
+from hf_kdmri.distillation.options import TERMS
 from hf_kdmri.training.run_folder import RunFolder
 
-_TERMS = {"loss_ce": "cross-entropy", "loss_kd": "Hinton", "loss_geometry": "geometry"}
+_TERMS = {"loss_ce": "cross-entropy"} | {f"loss_{term}": term for term in TERMS}
 
 
 class StageProgress(ProgressCallback):

@@ -14,7 +14,7 @@ from hf_kdmri.data import write_phantom_archives
 from hf_kdmri.data.loading import limit_splits, load_slices
 from hf_kdmri.data.own_data import OwnData, load_own_data
 from hf_kdmri.data.views import ViewDataset, prepare_views
-from hf_kdmri.training.options import RunOptions
+from hf_kdmri.training.options import OptionError, RunOptions
 from hf_kdmri.training.run_folder import RunFolder
 
 
@@ -165,7 +165,21 @@ def _without_lone_image(data: RunData, options: RunOptions, state: PartialState)
     return dataclasses.replace(data, splits=datasets.DatasetDict({**data.splits, "train": train.select(rows)}))
 
 
-def views_of(split: datasets.Dataset, size: int, options: RunOptions, state: PartialState) -> ViewDataset:
-    """Resize a split once; every process reads the same file."""
+def views_of(
+    split: datasets.Dataset, size: int, options: RunOptions, state: PartialState, *, for_training: bool = False
+) -> ViewDataset:
+    """Resize a split once, for training with the masks that lesion weighting needs; every process reads the same file.
+
+    Raises:
+        OptionError: lesion weighting of images that have no masks.
+    """
+    num_proc = options.data.preprocessing_num_workers
     with state.main_process_first():
-        return prepare_views(split, size, num_proc=options.data.preprocessing_num_workers)
+        views = prepare_views(split, size, num_proc=num_proc)
+        if for_training and options.training.lesion_weighting:
+            if "mask" not in split.column_names:
+                raise OptionError("lesion_weighting needs a column 'mask', which these data lack; leave it out")
+            views.masks = prepare_views(
+                split, size, image_column="mask", num_proc=num_proc, description="Resizing masks"
+            )
+    return views

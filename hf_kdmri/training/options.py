@@ -17,6 +17,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from transformers import HfArgumentParser
 
+from hf_kdmri.distillation import LossOptions
 from hf_kdmri.training.arguments import DistillationTrainingArguments
 from hf_kdmri.training.data_options import DataOptions, OptionError
 
@@ -81,7 +82,8 @@ class RunOptions:
         flat: dict[str, Any] = {}
         for options in (self.data, self.model):
             flat.update(dataclasses.asdict(options))
-        own = {*DistillationTrainingArguments.__annotations__, *_ALWAYS_WRITTEN}
+        loss = {option.name for option in dataclasses.fields(LossOptions)}
+        own = {*DistillationTrainingArguments.__annotations__, *loss, *_ALWAYS_WRITTEN}
         # Compared with fresh arguments, not with the fields' defaults: transformers derives many values on creation.
         fresh = DistillationTrainingArguments()
         for name in sorted(f.name for f in dataclasses.fields(fresh) if f.init and f.name not in _NEVER_WRITTEN):

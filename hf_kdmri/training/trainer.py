@@ -25,10 +25,11 @@ class DistillationTrainer(Trainer):
 
     A checkpoint is the student's own folder (loadable by `from_pretrained`), `distillation_head.safetensors` if
     anything trains beside the student, and the optimiser's state; the teacher is never saved. Every term of the loss
-    is logged apart (`loss_ce`, `loss_kd`, `loss_geometry`), unweighted, as is the accuracy on the training views.
+    is logged apart (`loss_ce`, `loss_logit`, `loss_geometry`, …), unweighted, as is the accuracy on the training views.
 
-    All terms are means over a micro-batch and none relates two images, so the loss does not depend on how a batch is
-    divided over accumulation steps or processes (of equal size).
+    All terms are means over a micro-batch. Those that relate two images (`sample`, and `dist` on the logits) see the
+    batches of all processes at once, but not those of other accumulation steps: there, 4 × 8 is not 32. The others do
+    not depend on how a batch is divided over accumulation steps or processes (of equal size).
 
     Args:
         model: a `DistillationModel`.
@@ -62,7 +63,7 @@ class DistillationTrainer(Trainer):
                 f"the model was built with {model.chosen_loss_options}, the arguments say {args.loss_options()}: "
                 "give the numbers of the loss in one place, in DistillationTrainingArguments"
             )
-        model.loss_options = args.loss_options()
+        model.use_loss_options(args.loss_options())
         if args.teacher_torch_dtype() is not None:
             model.teacher_dtype = args.teacher_torch_dtype()
         if args.channels_last and not model.channels_last:
@@ -83,33 +84,36 @@ class DistillationTrainer(Trainer):
 
         Args:
             model: the (wrapped) `DistillationModel`.
-            inputs: `pixel_values` (B, C, H, W), `labels` (B,), and `index` (B,) where views are augmented.
+            inputs: `pixel_values` (B, C, H, W), `labels` (B,), `index` (B,) where views are augmented, and `masks`
+                (B, 1, H, W) where positions are weighted by them.
             return_outputs: also return the logits.
             num_items_in_batch: not used; every term is a mean over the batch.
 
         Returns:
             The loss, a scalar; with `return_outputs`, also `{"loss", "logits"}`.
         """
-        pixel_values, labels = inputs["pixel_values"], inputs["labels"]
+        pixel_values, labels, masks = inputs["pixel_values"], inputs["labels"], inputs.get("masks")
         if model.training and self.augmentation is not None:
             epoch = int(self.state.epoch or 0)
-            pixel_values = self.augmentation(pixel_values, inputs["index"], seed=self.args.seed, epoch=epoch)
-        outputs = model(pixel_values, labels=labels)
+            pixel_values, masks = self.augmentation.with_masks(
+                pixel_values, masks, inputs["index"], seed=self.args.seed, epoch=epoch
+            )
+        outputs = model(pixel_values, labels=labels, masks=masks)
         loss = outputs["loss"]
         if model.training:
-            warmup = self._warmup()
-            if warmup < 1:
-                loss = self._distillation_model().total(outputs["terms"], warmup)
+            if self._distillation_model().loss_options.warms_up:
+                progress = self.state.global_step / max(1, self.state.max_steps)
+                loss = self._distillation_model().total(outputs["terms"], progress)
             hits = (outputs["logits"].detach().argmax(1) == labels).float().mean()
             self._collect({**{f"loss_{name}": term for name, term in outputs["terms"].items()}, "train_accuracy": hits})
         return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
 
-    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         # transformers would drop the last images of an evaluation, too, where training drops them
         drop_last = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = drop_last and is_training
+        self.args.dataloader_drop_last = drop_last and kwargs.get("is_training", False)
         try:
-            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+            return super()._get_dataloader(*args, **kwargs)
         finally:
             self.args.dataloader_drop_last = drop_last
 
@@ -119,10 +123,6 @@ class DistillationTrainer(Trainer):
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             return super().evaluation_loop(*args, **kwargs)
-
-    def _warmup(self) -> float:
-        steps = self.args.distillation_warmup * self.state.max_steps
-        return 1.0 if self.state.global_step >= steps else self.state.global_step / steps
 
     def _collect(self, values: dict[str, Tensor]) -> None:
         # Sums stay on the device: reading a number here would make the step wait for it.
