@@ -142,7 +142,8 @@ def test_terms_with_weight_zero_are_not_computed(student, teacher, views):
     teacher.stage_features = lambda *_: pytest.fail("stages were computed for nothing")
     model = DistillationModel(student, teacher, loss_options=LossOptions(geometry_weight=0)).train()
     assert set(model(views, labels=LABEL).terms) == {"ce", "logit"}
-    model.loss_options = LossOptions(geometry_weight=0, logit_weight=0)
+    teacher.timm_model.register_forward_pre_hook(lambda *_: pytest.fail("the teacher was asked for nothing"))
+    model.use_loss_options(LossOptions(geometry_weight=0, logit_weight=0))
     assert set(model(views, labels=LABEL).terms) == {"ce"}
 
 

@@ -24,6 +24,14 @@ def test_flags_override_the_file_and_the_file_overrides_defaults(tmp_path: Path)
     assert options.training.geometry_grid == 7
 
 
+def test_a_later_file_overrides_an_earlier_one(tmp_path: Path):
+    first = write(tmp_path / "a.yaml", "fold: 2\nexit_weight: 0.5\n")
+    second = write(tmp_path / "b.yaml", "exit_weight: 0.25\nstage_weights: [1, 2, 1]\n")
+    options = parse_options(["--config", first, second, "--seed", "7"])
+    assert (options.data.fold, options.training.exit_weight, options.training.seed) == (2, 0.25, 7)
+    assert options.training.loss_options().stage_weights == [1, 2, 1]
+
+
 def test_the_epochs_flag_speaks_for_all_stages(tmp_path: Path):
     config = write(tmp_path / "c.yaml", "num_train_epochs: 30\nteacher_num_train_epochs: 8\n")
     assert parse_options(["--config", config]).model.teacher_num_train_epochs == 8
@@ -102,7 +110,7 @@ def test_the_resolved_file_repeats_the_run(tmp_path: Path):
     assert (second.training.optim, second.model.baseline) == (first.training.optim, False)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_configurations_are_valid(path: Path):
     assert set(yaml.safe_load(path.read_text())) <= set(parse_options(["--config", str(path)]).as_dict())
 

@@ -148,10 +148,11 @@ class DistillationModel(nn.Module):
             masks: (B, 1, H, W) tumour masks of the view, uint8 with 255 inside; only lesion weighting needs them.
 
         Returns:
-            `DistillationOutput`. In eval mode, or without a teacher, the loss is the cross-entropy alone.
+            `DistillationOutput`. In eval mode, without a teacher, or with every λ at 0, the loss is the cross-entropy
+            alone, and no teacher is asked.
         """
         student_input = self._input_of(self.student, pixel_values)
-        if labels is None or not self.training or self.teacher is None:
+        if labels is None or not self.training or self.teacher is None or not self.loss_options.terms:
             logits = self.student(student_input).logits
             if labels is None:
                 return DistillationOutput(logits=logits)

@@ -109,9 +109,14 @@ class LossOptions:
             raise ValueError(f"stage_weights is {self.stage_weights}; give numbers of at least 0, not all of them 0")
 
     @property
+    def terms(self) -> list[str]:
+        """The terms whose λ is above 0."""
+        return [term for term in TERMS if getattr(self, f"{term}_weight") > 0]
+
+    @property
     def needs_stages(self) -> bool:
         """Whether any term looks at feature maps."""
-        return any(getattr(self, f"{term}_weight") > 0 for term in ("geometry", "sample", "exit", "feature"))
+        return any(term != "logit" for term in self.terms)
 
     @property
     def warms_up(self) -> bool:

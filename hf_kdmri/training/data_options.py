@@ -19,7 +19,9 @@ class DataOptions:
 
     _argument_group_name = "data"
 
-    config: str | None = field(default=None, metadata={"help": "YAML file of options; flags override it."})
+    config: list[str] | None = field(
+        default=None, metadata={"help": "YAML files of options; a later file overrides an earlier one, a flag all."}
+    )
     data_dir: str | None = field(
         default=None,
         metadata={

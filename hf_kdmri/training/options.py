@@ -105,7 +105,7 @@ _NEVER_WRITTEN = {"use_cpu", "cpu_threads", "dataloader_pin_memory", "hub_token"
 
 
 def parse_options(argv: Sequence[str] | None = None) -> RunOptions:
-    """Read the command line: defaults, then the YAML file of `--config`, then the flags.
+    """Read the command line: defaults, then the YAML files of `--config`, then the flags.
 
     Args:
         argv: arguments without the program's name; default `sys.argv[1:]`.
@@ -122,7 +122,7 @@ def parse_options(argv: Sequence[str] | None = None) -> RunOptions:
     parser = HfArgumentParser(
         list(OPTION_CLASSES),  # type: ignore[arg-type]  # transformers types it as a NewType
         prog="train_kd.py",
-        usage="accelerate launch train_kd.py [--config FILE] [--option VALUE ...]",
+        usage="accelerate launch train_kd.py [--config FILE ...] [--option VALUE ...]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         allow_abbrev=False,
@@ -130,9 +130,8 @@ def parse_options(argv: Sequence[str] | None = None) -> RunOptions:
     )
     parser.set_defaults(eval_strategy="epoch")  # a run always validates; a trainer alone may have nothing to do it on
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--config")
-    config = early.parse_known_args(argv)[0].config
-    if config is not None:
+    early.add_argument("--config", nargs="+", default=[])
+    for config in early.parse_known_args(argv)[0].config:
         parser.set_defaults(**read_config(config))
     if any(arg.split("=")[0].replace("-", "_") == "__num_train_epochs" for arg in argv):
         # The flag speaks for all stages; only a flag for the teacher alone says otherwise.

@@ -63,7 +63,11 @@ class DistillationTrainer(Trainer):
                 f"the model was built with {model.chosen_loss_options}, the arguments say {args.loss_options()}: "
                 "give the numbers of the loss in one place, in DistillationTrainingArguments"
             )
-        model.use_loss_options(args.loss_options())
+        if model.loss_options != args.loss_options():
+            # Heads start alike on every process and however much was trained before in this one.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(args.seed)
+                model.use_loss_options(args.loss_options())
         if args.teacher_torch_dtype() is not None:
             model.teacher_dtype = args.teacher_torch_dtype()
         if args.channels_last and not model.channels_last:
