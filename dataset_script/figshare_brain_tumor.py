@@ -35,8 +35,8 @@ from hf_kdmri.data.archives import (
     find_slices_in_zips,
     read_slices,
 )
-from hf_kdmri.data.mat_file import LABEL_NAMES, SliceFileError, read_slice, window_to_uint8
-from hf_kdmri.data.pixels import mask_bounding_box, raw_to_uint16
+from hf_kdmri.data.mat_file import LABEL_NAMES, SliceFileError, read_slice
+from hf_kdmri.data.pixels import mask_bounding_box, raw_to_uint16, window_to_uint8
 from hf_kdmri.data.planes import PLANES, slice_plane
 from hf_kdmri.data.splits import SPLITS, assign_splits, check_config, check_fold, patient_group_of
 

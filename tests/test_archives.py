@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import io
 import pickle
+import random
+import stat
 import struct
+import time
 import zipfile
+from collections import Counter
 
 import pytest
+from mutations import mutated_zip
 
 from hf_kdmri.data import archives
 from hf_kdmri.data.archives import DataFolderError, SliceEntry, SliceReader, find_slices, read_slices
-from hf_kdmri.data.mat_file import SliceFileError
-from tests.data_fixtures import write_zip
+from hf_kdmri.data.mat_file import SliceFileError, read_slice
+from tests.data_fixtures import good_mat, write_zip
 
 MATS = {f"{number}.mat": f"slice {number}".encode() * 50 for number in (1, 2, 10, 11)}
 
@@ -112,10 +117,26 @@ def test_damaged_member(tmp_path):
 @pytest.mark.parametrize(
     "name", ["../1.mat", "a/../../1.mat", "/etc/1.mat", "C:/1.mat", "C:1.mat", "..\\1.mat", "\\\\host\\share\\1.mat"]
 )
-def test_paths_that_leave_the_folder(tmp_path, name):
-    write_zip(tmp_path / "evil.zip", {"2.mat": b"x", name: b"x"})
-    with pytest.raises(DataFolderError, match=r"evil\.zip: holds .*refused"):
-        find_slices(tmp_path)
+@pytest.mark.parametrize("inner", [False, True])
+def test_paths_that_leave_the_folder(tmp_path, name, inner):
+    evil = {"2.mat": b"x", name: b"x"}
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    write_zip(tmp_path / "a" / "b" / "evil.zip", {"inner.zip": as_zip(evil)} if inner else evil)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataFolderError, match=r"evil\.zip.*: holds .*refused"):
+        find_slices(tmp_path / "a" / "b")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_symbolic_link_in_an_archive_is_not_followed(tmp_path):
+    secret = tmp_path / "secret.mat"
+    secret.write_bytes(good_mat())
+    info = zipfile.ZipInfo("1.mat")
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(info, str(secret))
+    [(_, content)] = read_slices(find_slices(tmp_path / "a.zip"))
+    assert content == str(secret).encode()  # text, which the next reader refuses
 
 
 def test_zip_bombs(tmp_path, monkeypatch):
@@ -125,6 +146,45 @@ def test_zip_bombs(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_MAT_BYTES", 100)
     write_zip(tmp_path / "bomb.zip", {"1.mat": bytes(range(200))}, zipfile.ZIP_STORED)
     with pytest.raises(DataFolderError, match="more than a slice archive can need"):
+        find_slices(tmp_path)
+
+
+def repeated(data: bytes, times: int) -> bytes:
+    """The archive with its one member listed again and again."""
+    start, end = data.index(b"PK\x01\x02"), data.rindex(b"PK\x05\x06")
+    records = data[start:end] * times
+    return data[:start] + records + data[end : end + 8] + struct.pack("<HHI", times, times, len(records)) + data[-6:]
+
+
+@pytest.mark.parametrize("member", ["inner.zip", "1.mat"])
+def test_members_that_share_their_bytes(tmp_path, member):
+    """An overlap bomb: a small file whose members are together large."""
+    (tmp_path / "bomb.zip").write_bytes(repeated(as_zip({member: as_zip(MATS)}), 50_000))
+    with pytest.raises(DataFolderError, match=r"bomb\.zip: lists 50000 members .* that do not overlap"):
+        find_slices(tmp_path)
+    with pytest.raises(DataFolderError, match=r"bomb\.zip: lists 50000 members"), SliceReader() as reader:
+        reader.read(SliceEntry(1, str(tmp_path / "bomb.zip"), (member,)))
+
+
+def test_inner_zip_that_grows(tmp_path):
+    noise = random.Random(0).randbytes(20_000)
+    inner = as_zip({"pad.bin": (noise + bytes(980_000)) * 20}, zipfile.ZIP_STORED)
+    write_zip(tmp_path / "bomb.zip", {"inner.zip": inner})
+    with pytest.raises(DataFolderError, match=r"bomb\.zip/inner\.zip: 2\d{7} bytes from .* 20 times"):
+        find_slices(tmp_path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compressions(tmp_path, method):
+    write_zip(tmp_path / "a.zip", MATS, method)
+    with pytest.raises(DataFolderError, match=rf"a\.zip/1\.mat: is compressed with method {method}, .*with deflate"):
+        find_slices(tmp_path)
+
+
+def test_too_many_members(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 3)
+    write_zip(tmp_path / "a.zip", MATS)
+    with pytest.raises(DataFolderError, match="lists 4 members"):
         find_slices(tmp_path)
 
 
@@ -170,3 +230,21 @@ def test_a_mat_that_is_no_slice_is_not_passed_over(tmp_path):
 def test_file_removed_meanwhile(tmp_path):
     with SliceReader() as reader, pytest.raises(DataFolderError, match="cannot be read"):
         reader.read(SliceEntry(1, str(tmp_path / "1.mat")))
+
+
+def test_damaged_archives_are_read_or_refused(tmp_path):
+    """`benchmarks/fuzz_readers.py` does the same at length, in processes whose memory it watches."""
+    verdicts = Counter()
+    for number in range(200):
+        (tmp_path / "a.zip").write_bytes(mutated_zip(random.Random(f"test {number}")))
+        start = time.process_time()
+        try:
+            for entry, content in read_slices(find_slices(tmp_path)):
+                read_slice(content, entry.name)
+        except (DataFolderError, SliceFileError) as error:
+            verdicts["refused"] += 1
+            assert str(tmp_path) in str(error)
+        else:
+            verdicts["valid"] += 1
+        assert time.process_time() - start < 2
+    assert verdicts["refused"] > 100 and verdicts["valid"] > 5

@@ -29,8 +29,9 @@ from hf_kdmri.data import (
     read_slices,
     slice_plane,
 )
-from hf_kdmri.data.mat_file import LABEL_NAMES, window_to_uint8
+from hf_kdmri.data.mat_file import LABEL_NAMES
 from hf_kdmri.data.phantom import mat_bytes
+from hf_kdmri.data.pixels import window_to_uint8
 from tests.data_fixtures import SIZE, asymmetric_image, good_mat, members_of, with_field, write_zip
 
 

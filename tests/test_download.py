@@ -27,7 +27,7 @@ import pytest
 from dataset_script import figshare_download, http_download, kaggle_download
 from dataset_script.figshare_brain_tumor import FigshareBrainTumor
 from dataset_script.http_download import DownloadError, RefusedError, RemoteFile, download
-from hf_kdmri.data.mat_file import window_to_uint8
+from hf_kdmri.data.pixels import window_to_uint8
 from tests.data_fixtures import BORDER, asymmetric_image, good_mat
 from tests.file_server import FileServer, plain, serve, status
 

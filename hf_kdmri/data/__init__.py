@@ -16,10 +16,9 @@ from hf_kdmri.data.mat_file import (
     SliceFileError,
     read_label_and_pid,
     read_slice,
-    window_to_uint8,
 )
 from hf_kdmri.data.phantom import write_phantom_archives
-from hf_kdmri.data.pixels import mask_bounding_box, raw_to_uint16
+from hf_kdmri.data.pixels import mask_bounding_box, raw_to_uint16, window_to_uint8
 from hf_kdmri.data.planes import PLANES, slice_plane
 from hf_kdmri.data.splits import (
     assign_splits,

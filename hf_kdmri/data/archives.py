@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,8 +16,9 @@ from hf_kdmri.data.mat_file import SliceFileError, slice_number
 
 NOT_A_SLICE = frozenset({"cvind.mat"})  # the authors' fold indices lie beside the slices
 MAX_MAT_BYTES = 64 * 2**20  # published: up to 0.8 MB
-MAX_INNER_ZIP_BYTES = 1 * 2**30  # published: up to 232 MB
+MAX_INNER_ZIP_BYTES = 512 * 2**20  # held in memory; published: up to 232 MB
 MAX_RATIO = 200  # decompressed / compressed; .mat files are compressed inside, so about 1 to 10
+MAX_INNER_ZIP_RATIO = 20  # published: 1
 MAX_MEMBERS = 100_000
 MAX_ZIP_DEPTH = 2  # the all-in-one download is a zip of zips
 
@@ -140,7 +143,7 @@ class SliceReader:
         """
         if entry.members:
             archive = self._archive((entry.path, *entry.members[:-1]))
-            return _read_member(archive, entry.members[-1], entry.name, MAX_MAT_BYTES)
+            return _read_member(archive, entry.members[-1], entry.name).getvalue()
         path = Path(entry.path)
         try:
             if path.stat().st_size > MAX_MAT_BYTES:
@@ -161,7 +164,7 @@ class SliceReader:
             name = "/".join(chain[: depth + 1])
             source: str | io.BytesIO = chain[0]
             if depth:
-                source = io.BytesIO(_read_member(self._open[-1][1], chain[depth], name, MAX_INNER_ZIP_BYTES))
+                source = _read_member(self._open[-1][1], chain[depth], name)
             self._open.append((chain[depth], _open_zip(source, name)))
         return self._open[-1][1]
 
@@ -179,55 +182,71 @@ def _entries_in_zips(zips: Mapping[str, str]) -> list[SliceEntry]:
 
 
 def _entries_in_zip(archive: zipfile.ZipFile, path: str, shown: str, outer: tuple[str, ...]) -> Iterator[SliceEntry]:
-    members = archive.infolist()
-    if len(members) > MAX_MEMBERS:
-        raise DataFolderError(f"{shown}: {len(members)} members, more than {MAX_MEMBERS}; use the published archives")
-    for member in members:
+    for member in archive.infolist():
         name = f"{shown}/{member.filename}"
         _refuse_unsafe_name(member.filename, shown)
         if member.is_dir() or _is_junk(member.filename):
             continue
         base, suffix = PurePosixPath(member.filename).name, PurePosixPath(member.filename).suffix.lower()
         if suffix == ".mat" and _is_slice(base):
-            _refuse_unsafe_size(member, name, MAX_MAT_BYTES)
+            _refuse_unsafe_member(member, name)
             yield SliceEntry(slice_number(name), path, (*outer, member.filename))
         elif suffix == ".zip":
             if len(outer) + 2 > MAX_ZIP_DEPTH:
                 raise DataFolderError(
                     f"{name}: zips nested more than {MAX_ZIP_DEPTH} deep; unpack the outer ones first"
                 )
-            inner = io.BytesIO(_read_member(archive, member.filename, name, MAX_INNER_ZIP_BYTES))
-            with _open_zip(inner, name) as inner_archive:
+            with _open_zip(_read_member(archive, member.filename, name), name) as inner_archive:
                 yield from _entries_in_zip(inner_archive, path, name, (*outer, member.filename))
 
 
 def _open_zip(source: str | io.BytesIO, name: str) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(source)
+        archive = zipfile.ZipFile(source)
+        size = os.path.getsize(source) if isinstance(source, str) else source.getbuffer().nbytes
     except Exception as error:  # besides BadZipFile, a damaged file gives struct.error, IndexError and others
         raise DataFolderError(
             f"{name}: not a complete zip file ({error}); it may be cut short: download it again"
         ) from error
+    members = archive.infolist()
+    packed = sum(member.compress_size for member in members)
+    if len(members) > MAX_MEMBERS or packed > size:  # the same bytes listed many times are a bomb
+        archive.close()
+        raise DataFolderError(
+            f"{name}: lists {len(members)} members of together {packed} bytes in a file of {size} bytes (at most "
+            f"{MAX_MEMBERS} members that do not overlap); use the published archives"
+        )
+    return archive
 
 
-def _read_member(archive: zipfile.ZipFile, member: str, name: str, max_bytes: int) -> bytes:
+def _read_member(archive: zipfile.ZipFile, member: str, name: str) -> io.BytesIO:
     try:
         info = archive.getinfo(member)
-        _refuse_unsafe_size(info, name, max_bytes)
-        if info.flag_bits & 1:
-            raise DataFolderError(f"{name}: is encrypted; use the published archives, which are not")
-        return archive.read(info)  # zipfile stops at the declared size and checks the CRC
+        _refuse_unsafe_member(info, name)
+        content = io.BytesIO()
+        with archive.open(info) as stream:  # zipfile stops at the declared size and checks the CRC
+            shutil.copyfileobj(stream, content, 2**20)  # piece by piece: read() needs twice the memory
+        return content
     except DataFolderError:
         raise
     except Exception as error:  # zlib.error, EOFError, NotImplementedError, struct.error: zipfile lists none
         raise DataFolderError(f"{name}: damaged inside its archive ({error}); download the archive again") from error
 
 
-def _refuse_unsafe_size(member: zipfile.ZipInfo, name: str, max_bytes: int) -> None:
-    if member.file_size > max_bytes or member.file_size > 2**20 + MAX_RATIO * member.compress_size:
+def _refuse_unsafe_member(member: zipfile.ZipInfo, name: str) -> None:
+    is_zip = member.filename.lower().endswith(".zip")
+    max_bytes, max_ratio = (MAX_INNER_ZIP_BYTES, MAX_INNER_ZIP_RATIO) if is_zip else (MAX_MAT_BYTES, MAX_RATIO)
+    if member.file_size > max_bytes or member.file_size > 2**20 + max_ratio * member.compress_size:
         raise DataFolderError(
             f"{name}: {member.file_size} bytes from {member.compress_size} compressed ones, more than a slice archive "
-            f"can need (at most {max_bytes} bytes and {MAX_RATIO} times); use the published archives"
+            f"can need (at most {max_bytes} bytes and {max_ratio} times); use the published archives"
+        )
+    if member.flag_bits & 1:
+        raise DataFolderError(f"{name}: is encrypted; use the published archives, which are not")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # LZMA may ask for 4 GB of memory
+        raise DataFolderError(
+            f"{name}: is compressed with method {member.compress_type}, expected none (0) or deflate (8); use the "
+            f"published archives, or zip your own with deflate"
         )
 
 

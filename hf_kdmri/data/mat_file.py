@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -9,7 +10,7 @@ from typing import BinaryIO
 import h5py
 import numpy as np
 
-from hf_kdmri.data.bounded_hdf5 import chunk_shape, read_bounded
+from hf_kdmri.data.bounded_hdf5 import chunk_shape, read_bounded, refuse_newer_object, root_address
 
 LABEL_NAMES = ("meningioma", "glioma", "pituitary")  # the file's labels 1, 2, 3 are our 0, 1, 2
 MAX_SIDE = 4096  # pixels; a file that claims more would only exhaust memory (published: 512, a few 256)
@@ -108,53 +109,6 @@ def read_label_and_pid(source: bytes | BinaryIO | str | Path, name: str | None =
         return fields.label(), fields.pid()
 
 
-def window_to_uint8(
-    image: np.ndarray, percentiles: tuple[float, float] = (0.1, 99.9)
-) -> tuple[np.ndarray, float, float]:
-    """Map raw intensities to 8 bits, linearly between two percentiles of the slice, clipped outside them.
-
-    Args:
-        image: (H, W) finite numbers.
-        percentiles: Lower and upper percentile (0-100) that become 0 and 255. Default (0.1, 99.9).
-
-    Returns:
-        The (H, W) uint8 image and the raw intensities that became 0 and 255. Where the two percentiles are
-        equal (a constant image) all pixels are 0.
-
-    Example:
-        >>> image, low, high = window_to_uint8(np.array([[0, 50], [150, 200]]), (0, 100))
-        >>> image.tolist(), low, high
-        ([[0, 64], [191, 255]], 0.0, 200.0)
-    """
-    if not 0 <= percentiles[0] < percentiles[1] <= 100:
-        raise ValueError(f"window percentiles are {percentiles}; expected 0 <= lower < upper <= 100")
-    positions = [percentile / 100 * (image.size - 1) for percentile in percentiles]
-    ranks = sorted({rank for p in positions for rank in (int(p), min(int(p) + 1, image.size - 1))})
-    smallest = image.min()
-    steps = int(image.max()) - int(smallest) + 1 if image.dtype.kind in "iu" else 0
-    if 0 < steps <= 2**16:  # each intensity is mapped once, not each pixel: 6 times as fast
-        levels = np.subtract(image, smallest, dtype=np.intp).ravel()
-        ordered = np.searchsorted(np.bincount(levels).cumsum(), ranks, side="right") + int(smallest)
-        low, high = _interpolated(positions, dict(zip(ranks, ordered.tolist(), strict=True)))
-        table = _stretch(np.arange(int(smallest), int(smallest) + steps), low, high)
-        return table[levels].reshape(image.shape), low, high
-    partitioned = np.partition(image.ravel(), ranks)
-    low, high = _interpolated(positions, {rank: float(partitioned[rank]) for rank in ranks})
-    return _stretch(image, low, high), low, high
-
-
-def _interpolated(positions: list[float], values: dict[int, float]) -> list[float]:
-    """`np.percentile` in float64: numpy's own subtracts int16 neighbours, which can overflow."""
-    last = max(values)
-    return [float(values[int(p)] + (values[min(int(p) + 1, last)] - values[int(p)]) * (p - int(p))) for p in positions]
-
-
-def _stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    if high <= low:
-        return np.zeros(values.shape, np.uint8)
-    return np.rint((np.clip(values, low, high) - low) * (255.0 / (high - low))).astype(np.uint8)
-
-
 def _name_of(source: bytes | BinaryIO | str | Path, name: str | None) -> str:
     if name is None:
         name = str(source) if isinstance(source, (str, Path)) else getattr(source, "name", None)
@@ -185,6 +139,8 @@ class _Fields:
         try:
             if not self._bytes:
                 raise ValueError("the file is empty")
+            self._base, root = root_address(self._bytes)
+            refuse_newer_object(self._bytes, self._base, root)
             self._file = h5py.h5f.open_file_image(self._bytes)  # read-only
         except Exception as error:  # h5py documents no list: OSError, RuntimeError and others were seen
             raise SliceFileError(
@@ -253,18 +209,22 @@ class _Fields:
     def _numbers(self, field: str, max_values: int) -> np.ndarray:
         try:
             dataset = self._dataset(field)
-            shape, dtype, chunks = dataset.shape, dataset.dtype, chunk_shape(dataset)
+            properties = dataset.get_create_plist()
+            if properties.get_external_count() or properties.get_layout() == h5py.h5d.VIRTUAL:
+                raise SliceFileError(
+                    f"{self._name}: {field} is stored outside this file, which is refused; {_DOWNLOAD_AGAIN}"
+                )
+            shape, dtype, chunks = dataset.shape, dataset.dtype, chunk_shape(properties)
             if dtype.kind not in "iufb":
                 raise SliceFileError(
                     f"{self._name}: {field} holds {dtype} (text, references or records), expected numbers; "
                     f"{_DOWNLOAD_AGAIN}"
                 )
-            chunk_values = int(np.prod(chunks or (0,), dtype=object))
             # a chunk is decompressed whole, so its size counts too
             if (
-                dataset.get_space().get_simple_extent_type() == h5py.h5s.NULL
-                or int(np.prod(shape, dtype=object)) > max_values
-                or chunk_values > max(max_values, 2**16)
+                shape is None  # a null data space
+                or math.prod(shape) > max_values
+                or math.prod(chunks or (0,)) > max(max_values, 2**16)
             ):
                 raise SliceFileError(
                     f"{self._name}: {field} has shape {shape} in chunks of {chunks}, more than a slice "
@@ -272,7 +232,7 @@ class _Fields:
                 )
             if h5py.h5a.exists(dataset, b"MATLAB_empty"):  # MATLAB stores an empty array as its shape
                 return np.zeros((0, 0), dtype)
-            value = read_bounded(dataset, self._bytes)
+            value = read_bounded(dataset, properties, shape, dtype)
             return value.astype(np.uint8 if value.dtype.kind == "b" else value.dtype.newbyteorder("="), copy=False)
         except SliceFileError:
             raise
@@ -288,11 +248,6 @@ class _Fields:
         node = self._follow(self._struct, field, field)
         if not isinstance(node, h5py.h5d.DatasetID):
             raise SliceFileError(f"{self._name}: cjdata/{field} is a group, expected numbers; {_DOWNLOAD_AGAIN}")
-        properties = node.get_create_plist()
-        if properties.get_external_count() or properties.get_layout() == h5py.h5d.VIRTUAL:
-            raise SliceFileError(
-                f"{self._name}: {field} is stored outside this file, which is refused; {_DOWNLOAD_AGAIN}"
-            )
         return node
 
     def _follow(
@@ -304,11 +259,13 @@ class _Fields:
                 f"{self._name}: field cjdata/{field} is lacking; {_DOWNLOAD_AGAIN} (cjdata needs label, PID, image, "
                 f"tumorBorder and tumorMask)"
             )
-        if node.links.get_info(name).type != h5py.h5l.TYPE_HARD:
+        link = node.links.get_info(name)
+        if link.type != h5py.h5l.TYPE_HARD:
             raise SliceFileError(
                 f"{self._name}: {step} is a soft or external link; links are refused because they can point at other "
                 f"files; {_DOWNLOAD_AGAIN}"
             )
+        refuse_newer_object(self._bytes, self._base, link.u)
         return h5py.h5o.open(node, name)
 
 

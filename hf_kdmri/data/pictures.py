@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from hf_kdmri.data.mat_file import window_to_uint8
+from hf_kdmri.data.pixels import window_to_uint8
 
 _GREY_MODES = {"1", "L", "LA", "La"}
 _WIDE_MODES = {"I", "F"}  # PIL's modes of more than 8 bits: I, I;16, I;16B, F

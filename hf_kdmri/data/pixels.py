@@ -1,10 +1,45 @@
-"""From the pixels of a slice to what a column holds: unsigned 16-bit intensities, and the box around a mask."""
+"""What a column makes of a slice's pixels: an 8-bit window, unsigned 16-bit intensities, the box around a mask."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from hf_kdmri.data.mat_file import SliceFileError
+
+
+def window_to_uint8(
+    image: np.ndarray, percentiles: tuple[float, float] = (0.1, 99.9)
+) -> tuple[np.ndarray, float, float]:
+    """Map raw intensities to 8 bits, linearly between two percentiles of the slice, clipped outside them.
+
+    Args:
+        image: (H, W) finite numbers.
+        percentiles: Lower and upper percentile (0-100) that become 0 and 255. Default (0.1, 99.9).
+
+    Returns:
+        The (H, W) uint8 image and the raw intensities that became 0 and 255. Where the two percentiles are
+        equal (a constant image) all pixels are 0.
+
+    Example:
+        >>> image, low, high = window_to_uint8(np.array([[0, 50], [150, 200]]), (0, 100))
+        >>> image.tolist(), low, high
+        ([[0, 64], [191, 255]], 0.0, 200.0)
+    """
+    if not 0 <= percentiles[0] < percentiles[1] <= 100:
+        raise ValueError(f"window percentiles are {percentiles}; expected 0 <= lower < upper <= 100")
+    positions = [percentile / 100 * (image.size - 1) for percentile in percentiles]
+    ranks = sorted({rank for p in positions for rank in (int(p), min(int(p) + 1, image.size - 1))})
+    smallest = image.min()
+    steps = int(image.max()) - int(smallest) + 1 if image.dtype.kind in "iu" else 0
+    if 0 < steps <= 2**16:  # each intensity is mapped once, not each pixel: 6 times as fast
+        levels = np.subtract(image, smallest, dtype=np.intp).ravel()
+        ordered = np.searchsorted(np.bincount(levels).cumsum(), ranks, side="right") + int(smallest)
+        low, high = _interpolated(positions, dict(zip(ranks, ordered.tolist(), strict=True)))
+        table = _stretch(np.arange(int(smallest), int(smallest) + steps), low, high)
+        return table[levels].reshape(image.shape), low, high
+    partitioned = np.partition(image.ravel(), ranks)
+    low, high = _interpolated(positions, {rank: float(partitioned[rank]) for rank in ranks})
+    return _stretch(image, low, high), low, high
 
 
 def raw_to_uint16(image: np.ndarray, name: str) -> tuple[np.ndarray, int]:
@@ -55,3 +90,15 @@ def mask_bounding_box(mask: np.ndarray) -> list[int]:
         return [0, 0, 0, 0]
     top, left = int(rows[0]), int(columns[0])
     return [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
+
+
+def _interpolated(positions: list[float], values: dict[int, float]) -> list[float]:
+    """`np.percentile` in float64: numpy's own subtracts int16 neighbours, which can overflow."""
+    last = max(values)
+    return [float(values[int(p)] + (values[min(int(p) + 1, last)] - values[int(p)]) * (p - int(p))) for p in positions]
+
+
+def _stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    if high <= low:
+        return np.zeros(values.shape, np.uint8)
+    return np.rint((np.clip(values, low, high) - low) * (255.0 / (high - low))).astype(np.uint8)
