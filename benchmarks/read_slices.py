@@ -130,7 +130,7 @@ def read_and_encode(entries: list[SliceEntry]) -> None:
             for name in ("label", "PID", "tumorBorder", "tumorMask"):
                 struct[name][()]
             image = struct["image"][()]
-        pixels = (image >> 4).astype(np.uint8).T  # any 8 bits of these pixels
+        pixels = (image >> max(0, int(image.max()).bit_length() - 8)).astype(np.uint8).T  # the upper 8 bits
         Image.fromarray(np.ascontiguousarray(pixels)).save(io.BytesIO(), "PNG", **PNG_OPTIONS)
 
 

@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     what.add_argument("--b", metavar="DIR", type=Path, help="what to compare --a with (default: with itself)")
     splits = parser.add_argument_group("with --data_dir")
     splits.add_argument("--config", nargs="+", choices=CONFIGS, help="(default: all three)")
-    splits.add_argument("--fold", nargs="+", type=int, choices=range(FOLDS), default=[0], help="(default: 0)")
+    splits.add_argument("--fold", nargs="+", type=int, choices=range(FOLDS), help="(default: all five)")
     splits.add_argument("--cache_dir", metavar="DIR", help="of prepared slices (default: the cache of datasets)")
     limits = parser.add_argument_group("what counts as a near duplicate")
     limits.add_argument(
@@ -73,6 +73,11 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.b and not arguments.a:
         parser.error("--b needs --a: give two sets of images, or --data_dir alone")
+    if arguments.a and (arguments.config or arguments.fold):
+        parser.error("--config and --fold are of the Figshare slices: give them with --data_dir")
+    if arguments.json and not arguments.json.absolute().parent.is_dir():
+        parser.error(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
+    arguments.fold = arguments.fold or list(range(FOLDS))
     return arguments
 
 
@@ -87,8 +92,11 @@ def audit_figshare(arguments: argparse.Namespace, console: Console) -> dict[str,
     names = [f"{number} (PID {pid})" for number, pid in zip(slices.numbers, slices.pids, strict=True)]
     results = [_as_json(audit, names) for audit in audits]
     _print_splits(console, results, len(names))
-    for result in results:
-        _print_pairs(console, result["near_duplicates"], f"{result['config']}, fold {result['fold']}", arguments.show)
+    for config in configs:
+        pairs = [pair for result in results if result["config"] == config for pair in result["near_duplicates"]]
+        folds = ", ".join(map(str, arguments.fold))
+        pairs.sort(key=lambda pair: -pair["correlation"])
+        _print_pairs(console, pairs, f"{config}, fold {folds}", arguments.show)
     return {**limits, "splits": results}
 
 
@@ -179,6 +187,13 @@ def _print_splits(console: Console, results: list[dict[str, Any]], slices: int) 
         accuracy = f"{row['nearest_neighbor_accuracy']:.1%}"
         table.add_row(row["config"], *map(str, counts), str(len(row["near_duplicates"])), share, accuracy)
     console.print(table)
+    for config in dict.fromkeys(row["config"] for row in results):
+        folds = [row for row in results if row["config"] == config]
+        tested = sum(row["test_slices"] for row in folds)
+        right = sum(row["test_slices"] * row["nearest_neighbor_accuracy"] for row in folds) / tested
+        copied = sum(row["copied_test_slices"] for row in folds)
+        console.print(f"{config}, {len(folds)} folds: 1-NN {right:.1%}, {copied} of {tested} test slices in a pair")
+    console.print()
 
 
 def _print_pairs(console: Console, rows: list[dict[str, Any]], title: str, show: int) -> None:

@@ -30,10 +30,10 @@ from dataset_script.figshare_brain_tumor import FigshareBrainTumor, FigshareBrai
 from dataset_script.http_download import DownloadError
 from dataset_script.parquet_files import ConversionFolder, WrittenShard, explain_os_error, write_shard
 from dataset_script.parquet_layout import Shard, find_places, hub_config_name, plan_shards
-from dataset_script.parquet_push import check_repo_id, push_dataset
+from dataset_script.parquet_push import check_login, check_repo_id, push_dataset
 from dataset_script.slice_index import labels_and_pids
 from hf_kdmri.data.phantom import MARKER
-from hf_kdmri.data.splits import CONFIGS, FOLDS
+from hf_kdmri.data.splits import CONFIGS, FOLDS, missing_slices
 from hf_kdmri.hub.publish import PublishError
 
 _FORWARDED = ("image_bits", "source", "base_url")  # options of the builder
@@ -138,6 +138,7 @@ def convert(
             files={name: shard.bytes for name, shard in folder.shards.items()},
             generated=builder.config.data_dir is not None and (Path(builder.config.data_dir) / MARKER).exists(),
             omitted=omitted,
+            missing=len(missing_slices(source.pids, numbers)),
             note=note,
             repo_id=repo_id,
         )
@@ -258,6 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if options.push_to_hub:
             check_repo_id(options.push_to_hub)
+            if not options.dry_run:
+                check_login(options.push_to_hub)
         builder = FigshareBrainTumor(
             data_dir=options.data_dir,
             cache_dir=options.cache_dir,

@@ -55,6 +55,7 @@ class DatasetCardFacts:
         files: Size in bytes of each shard, by its name.
         generated: The slices are phantoms.
         omitted: Why there is no `cvind`, or nothing.
+        missing: How many of the published slices are not there.
         note: Markdown that is shown first, for instance that the images were re-encoded.
         repo_id: `user/name` on the Hub; without it, the examples show a stand-in.
     """
@@ -67,6 +68,7 @@ class DatasetCardFacts:
     files: Mapping[str, int]
     generated: bool = False
     omitted: str = ""
+    missing: int = 0
     note: str = ""
     repo_id: str | None = None
 
@@ -105,6 +107,7 @@ def dataset_card(facts: DatasetCardFacts) -> str:
         kind=kind,
         generated=facts.generated,
         published=facts.published,
+        missing=facts.missing,
         note=" ".join(facts.note.split()),
         slices=len(facts.labels),
         pids=len(set(facts.pids)),

@@ -28,7 +28,7 @@ from dataset_script import explore_figures
 from dataset_script.split_audit import Slices, SplitAudit, audit_split, read_slices
 from hf_kdmri.data.leakage import MAX_DISTANCE, MIN_CORRELATION
 from hf_kdmri.data.mat_file import LABEL_NAMES
-from hf_kdmri.data.splits import FOLDS
+from hf_kdmri.data.splits import FOLDS, missing_slices
 
 TEMPLATE = Path(__file__).with_name("explore_page.html.jinja")
 PICTURE_PIXELS = 256
@@ -129,6 +129,8 @@ def explore_page(slices: Slices, note: str = "") -> str:
         note=note,
         published="cvind" in slices.configs,
         slices=len(slices.numbers),
+        missing=len(missing_slices(slices.pids, slices.numbers)),
+        classes=len(set(slices.labels.tolist())),
         pids=len(set(slices.pids)),
         groups=len(set(slices.groups)),
         samples=samples(slices),

@@ -52,7 +52,8 @@ def class_by_fold(labels: np.ndarray, groups: Sequence[str], tests: Sequence[np.
         below = np.zeros(len(tests))
         for label, name in enumerate(LABEL_NAMES):
             bars = axes.bar(range(len(tests)), table[:, label], 0.7, below, color=CLASS_COLOURS[label], label=name)
-            axes.bar_label(bars, label_type="center", color="white", fontsize=8, fontweight="bold")
+            numbers = [str(count) if count else "" for count in table[:, label]]
+            axes.bar_label(bars, numbers, label_type="center", color="white", fontsize=8, fontweight="bold")
             below += table[:, label]
         axes.set_xticks(range(len(tests)), [f"fold {fold}\n{count} groups" for fold, count in enumerate(patients)])
         axes.set(ylabel="test slices", ylim=(0, below.max() * 1.16))
@@ -90,9 +91,12 @@ def intensities(histograms: np.ndarray, labels: np.ndarray) -> str:
         labels: Class of each slice.
     """
     shares = histograms / histograms.sum(axis=1, keepdims=True)
+    present = set(labels.tolist())
     with figure_style():
         figure, axes = _new_chart()
         for label, name in enumerate(LABEL_NAMES):
+            if label not in present:
+                continue
             mean = shares[labels == label].mean(axis=0).reshape(64, 4).sum(axis=1)  # 4 levels per step
             axes.stairs(mean, np.arange(0, 257, 4), color=CLASS_COLOURS[label], linewidth=1.6, label=name)
         axes.set(xlabel="8-bit intensity", ylabel="share of pixels (log scale)", yscale="log", xlim=(0, 256))

@@ -10,9 +10,13 @@ Example:
     ```
 """
 
+import dataclasses
+import difflib
 import hashlib
+import inspect
 import io
 import json
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,7 +42,15 @@ from hf_kdmri.data.archives import (
 from hf_kdmri.data.mat_file import LABEL_NAMES, SliceFileError, read_slice
 from hf_kdmri.data.pixels import mask_bounding_box, raw_to_uint16, window_to_uint8
 from hf_kdmri.data.planes import PLANES, slice_plane
-from hf_kdmri.data.splits import SPLITS, assign_splits, check_config, check_fold, patient_group_of
+from hf_kdmri.data.splits import (
+    PUBLISHED_SLICES,
+    SPLITS,
+    assign_splits,
+    check_config,
+    check_fold,
+    missing_slices,
+    patient_group_of,
+)
 
 logger = datasets.utils.logging.get_logger(__name__)
 
@@ -92,11 +104,11 @@ class FigshareBrainTumorConfig(datasets.BuilderConfig):
         """
         check_config(self.name)
         check_fold(self.fold)
-        low_high = tuple(self.window_percentiles)
-        if len(low_high) != 2 or not 0 <= low_high[0] < low_high[1] <= 100:
-            raise ValueError(f"window_percentiles is {low_high}; give two numbers with 0 <= lower < upper <= 100")
+        low_high = _check_window(self.window_percentiles)
         if self.image_bits not in (8, 16):
-            raise ValueError(f"image_bits is {self.image_bits}; give 8 (windowed pictures) or 16 (raw intensities)")
+            raise ValueError(f"image_bits is {self.image_bits!r}; give 8 (windowed pictures) or 16 (raw intensities)")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ValueError(f"seed is {self.seed!r}; give a whole number")
         check_source(self.source, self.base_url, self.data_dir)
         source: list[Any] = [HANDLE] if self.source == "kaggle" else published_sha256s()  # whatever the mirror
         if self.data_dir is not None:
@@ -138,6 +150,7 @@ class FigshareBrainTumor(datasets.GeneratorBasedBuilder):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Set up the builder; see the class for the arguments."""
+        _refuse_unknown(kwargs)
         super().__init__(*args, **kwargs)
         if self.config.name == "random_slices":
             _warn_of_leak()
@@ -162,6 +175,7 @@ class FigshareBrainTumor(datasets.GeneratorBasedBuilder):
             entries, cache_dir=Path(self.cache_dir).parents[1], num_proc=dl_manager.download_config.num_proc
         )
         numbers = [entry.number for entry in entries]
+        _warn_of_missing(missing_slices(pids, numbers))
         assigned = np.array(assign_splits(pids, labels, numbers, self.config.name, self.config.fold, self.config.seed))
         return [
             datasets.SplitGenerator(
@@ -238,6 +252,34 @@ def _warn_of_leak() -> None:
         "random_slices puts slices of one patient into train and test: it leaks. A 1-nearest-neighbour match of "
         "thumbnails scores 94 % on such a split and 70 % on one by patient. Report results on patient_groups."
     )
+
+
+def _warn_of_missing(numbers: list[int]) -> None:
+    if numbers:
+        some = ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
+        logger.warning(
+            f"{len(numbers)} of the {PUBLISHED_SLICES} published slices are not there ({some}): results on the others "
+            f"cannot be compared with results on all; all four zips are needed"
+        )
+
+
+def _refuse_unknown(options: dict[str, Any]) -> None:
+    config = {field.name for field in dataclasses.fields(FigshareBrainTumorConfig)}
+    known = config | set(inspect.signature(datasets.DatasetBuilder.__init__).parameters)
+    for name in options.keys() - known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(config))}"
+        raise TypeError(f"FigshareBrainTumor has no option {name!r}; {hint}")
+
+
+def _check_window(percentiles: Any) -> tuple[float, float]:
+    try:
+        low, high = map(float, percentiles)
+    except (TypeError, ValueError):
+        low, high = math.nan, math.nan
+    if not 0 <= low < high <= 100:
+        raise ValueError(f"window_percentiles is {percentiles!r}; give two numbers with 0 <= lower < upper <= 100")
+    return low, high
 
 
 def _fingerprint(data_dir: str) -> list[tuple[str, int, int]]:

@@ -27,17 +27,26 @@ from hf_kdmri.data.splits import patient_group_of
 
 def main() -> None:
     """Fit, write, and print the accuracy on both samples."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m dataset_script.fit_planes",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data_dir", required=True, help="folder with the published zips")
     parser.add_argument("--out", type=Path, default=WEIGHTS_FILE, help="weights (default: the package's own)")
     parser.add_argument("--check_only", action="store_true", help="only score the weights that are there")
     arguments = parser.parse_args()
     with open(HAND_LABELS_FILE, newline="", encoding="utf-8") as file:
         labelled = {int(row["slice"]): row for row in csv.DictReader(file)}
-    entries = [entry for entry in find_slices(arguments.data_dir) if entry.number in labelled]
-    if len(entries) < len(labelled):
-        parser.error(f"{arguments.data_dir} has {len(entries)} of the {len(labelled)} hand-labelled slices")
-    slices = [read_slice(data, entry.name) for entry, data in read_slices(entries)]
+    try:
+        entries = [entry for entry in find_slices(arguments.data_dir) if entry.number in labelled]
+        if len(entries) < len(labelled):
+            parser.error(
+                f"{arguments.data_dir} has {len(entries)} of the {len(labelled)} hand-labelled slices; give all zips"
+            )
+        slices = [read_slice(data, entry.name) for entry, data in read_slices(entries)]
+    except ValueError as error:  # what the readers raise for data that cannot be used
+        parser.error(str(error))
     planes = np.array([labelled[item.number]["plane"] for item in slices])
     is_fit = np.array([labelled[item.number]["used_for"] == "fit" for item in slices])
 

@@ -146,9 +146,7 @@ class ConversionFolder:
         if earlier is not None and before != options:
             changed = [key for key in {**before, **options} if before.get(key) != options.get(key)]
             if not overwrite:
-                told = "; ".join(
-                    f"{key} was {_short(before.get(key))}, is {_short(options.get(key))}" for key in changed
-                )
+                told = "; ".join(_change(key, before.get(key), options.get(key)) for key in changed)
                 raise OutFolderError(
                     f"{self.out} holds a conversion with other options ({told}); give another folder, or --overwrite "
                     f"to replace it"
@@ -267,6 +265,13 @@ def _sync_folder(folder: Path) -> None:
 
 def _some(names: set[str]) -> str:
     return ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def _change(key: str, before: Any, now: Any) -> str:
+    if isinstance(before, list) and isinstance(now, list) and set(before) != set(now):
+        gone, new = [value for value in before if value not in now], [value for value in now if value not in before]
+        return f"{key}: {', '.join([*(f'+{value}' for value in new), *(f'-{value}' for value in gone)])}"
+    return f"{key} was {_short(before)}, is {_short(now)}"
 
 
 def _short(value: Any) -> str:

@@ -36,6 +36,16 @@ def check_repo_id(repo_id: str) -> str:
     return repo_id
 
 
+def check_login(repo_id: str) -> None:
+    """Refuse to begin what could not be pushed.
+
+    Raises:
+        PublishError: no token.
+    """
+    if get_token() is None:
+        raise PublishError(f"push to {repo_id}: not logged in; run `hf auth login`, or set HF_TOKEN to a write token")
+
+
 def push_dataset(folder: ConversionFolder, repo_id: str, *, private: bool = False, dry_run: bool = False) -> Push:
     """Create the dataset repository if it is new, and upload shards, checksums and card in one commit.
 
@@ -59,8 +69,7 @@ def push_dataset(folder: ConversionFolder, repo_id: str, *, private: bool = Fals
     files = tuple((name, (folder.out / name).stat().st_size) for name in folder.published_files())
     if dry_run:
         return Push(repo_id, files, None)
-    if get_token() is None:
-        raise PublishError(f"push to {repo_id}: not logged in; run `hf auth login`, or set HF_TOKEN to a write token")
+    check_login(repo_id)
     api = HfApi(library_name="hf_kdmri")
     try:
         api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)

@@ -208,15 +208,23 @@ def test_fold_is_refused_at_construction(phantom_dir, tmp_path, fold):
         FigshareBrainTumor(fold=fold, data_dir=str(phantom_dir), cache_dir=str(tmp_path))
 
 
-@pytest.mark.parametrize("window", [(5, 5), (0, 101), (1,), (99, 1)])
+@pytest.mark.parametrize("window", [(5, 5), (0, 101), (1,), (99, 1), 5, ("a", "b")])
 def test_window_is_refused_at_construction(phantom_dir, tmp_path, window):
     with pytest.raises(ValueError, match="give two numbers"):
         FigshareBrainTumor(window_percentiles=window, data_dir=str(phantom_dir), cache_dir=str(tmp_path))
 
 
 def test_bits_are_refused_at_construction(phantom_dir, tmp_path):
-    with pytest.raises(ValueError, match=r"image_bits is 12; give 8 .* or 16"):
-        FigshareBrainTumor(image_bits=12, data_dir=str(phantom_dir), cache_dir=str(tmp_path))
+    for bits in (12, "16"):
+        with pytest.raises(ValueError, match=rf"image_bits is {bits!r}; give 8 .* or 16"):
+            FigshareBrainTumor(image_bits=bits, data_dir=str(phantom_dir), cache_dir=str(tmp_path))
+
+
+def test_unknown_options_and_seeds_are_refused(phantom_dir, tmp_path):
+    with pytest.raises(TypeError, match=r"no option 'folds'; did you mean fold\?"):
+        FigshareBrainTumor(folds=3, data_dir=str(phantom_dir), cache_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="seed is 'x'; give a whole number"):
+        FigshareBrainTumor(config_name="random_slices", seed="x", data_dir=str(phantom_dir), cache_dir=str(tmp_path))
 
 
 def test_empty_folder(tmp_path):
@@ -253,7 +261,7 @@ def test_package_needs_no_torch():
 
 
 @pytest.mark.real_data
-def test_real_slices(figshare_dir, tmp_path):
+def test_real_slices(figshare_dir, tmp_path, caplog):
     """A tenth of the real slices, written in the published layout, keep the places of the committed table."""
     script = figshare_dir / "build_figshare_archives.py"
     if not script.exists():
@@ -261,7 +269,13 @@ def test_real_slices(figshare_dir, tmp_path):
     subprocess.run(
         [sys.executable, str(script), str(tmp_path / "data"), "--limit", "40"], check=True, stdout=subprocess.DEVNULL
     )
-    splits = build(tmp_path / "data", tmp_path / "cache", num_proc=2)
+    logger = datasets.utils.logging.get_logger("dataset_script")
+    logger.addHandler(caplog.handler)
+    try:
+        splits = build(tmp_path / "data", tmp_path / "cache", num_proc=2)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "2904 of the 3064 published slices are not there (" in caplog.text
     assert sum(map(len, splits.values())) == 160
     for name, split in splits.items():
         for pid, label in zip(split["pid"], split["label"], strict=True):

@@ -317,7 +317,7 @@ def test_card(published, converted, tmp_path):
     for words in (
         "**Note.** Images were re-encoded.",
         "94.1 %",
-        "70.5 %",
+        "68.9 %",
         "Not for clinical use",
         "@article{cheng2015",
     ):

@@ -236,7 +236,7 @@ class TestColumns:
         assert data.one_class_per_group and data.splits["test"].features["label"].names == ["a", "b", "c", "d"]
         rows = [",".join(np.array(row.split(","))[[0, 2]]) for row in rows]
         (root / "metadata.csv").write_text("\n".join(["file_name,patient", *rows]))
-        with pytest.raises(OwnDataError, match=r"loses its labels once it holds a metadata\.csv: add a column label"):
+        with pytest.raises(OwnDataError, match=r"lose theirs: add a column label to that file"):
             load(root, group_column="patient")
 
     def test_names_that_lead_nowhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -10,6 +10,7 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,8 +24,10 @@ from hf_kdmri.data.splits import (
     assign_splits,
     group_folds,
     group_parts,
+    missing_slices,
     patient_group_of,
     published_patients,
+    split_by_group,
 )
 
 ALL = [(config, fold) for config in CONFIGS for fold in range(FOLDS)]
@@ -216,8 +219,43 @@ def test_other_refusals():
         assign_splits(pids, labels[1:], slices)
     with pytest.raises(ValueError, match="slice 2 is given twice"):
         assign_splits(pids, labels, [2, *slices[1:]])
-    with pytest.raises(ValueError, match=r"2 patient groups leave .* empty; give slices of more patients"):
+    with pytest.raises(
+        ValueError, match=r"2 patient groups leave .* empty; give more of them, at least 5 of each class"
+    ):
         assign_splits(["a", "b"], [0, 1], [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([None, *range(19)], r"the group of row 0 is empty \(None\)"),
+        ([*range(19), float("nan")], r"the group of row 19 is empty \(nan\)"),
+        (["  ", *range(19)], "the group of row 0 is empty"),
+        ([*range(19), "3"], r"groups 3 and '3' \(row 19\) differ in type or blanks only"),
+        ([*"abcdefghijklmnopqrs", "a "], r"groups 'a' and 'a ' \(row 19\)"),
+    ],
+)
+def test_groups_that_do_not_say_who_it_is_are_refused(groups, message):
+    with pytest.raises(ValueError, match=message):
+        split_by_group(groups, ["x"] * 20)
+
+
+def test_split_by_group_keeps_groups_whole_and_tests_everything_once():
+    groups = [f"p{n // 3}" for n in range(120)]
+    labels = [n // 3 % 2 for n in range(120)]
+    tested = []
+    for fold in range(5):
+        split = np.array(split_by_group(groups, labels, fold))
+        parts = {name: {g for g, s in zip(groups, split, strict=True) if s == name} for name in set(split)}
+        assert sum(map(len, parts.values())) == 40 and len(parts) == 3
+        tested += np.flatnonzero(split == "test").tolist()
+    assert sorted(tested) == list(range(120))
+
+
+def test_missing_slices():
+    pids = sorted(published_patients())
+    assert missing_slices(pids[:2], range(3, 3065)) == [1, 2]
+    assert missing_slices([*pids[:2], "own"], [1]) == []
 
 
 @settings(max_examples=60, deadline=None)

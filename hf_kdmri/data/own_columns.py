@@ -40,8 +40,11 @@ def check_columns(columns: Sequence[str], features: datasets.Features, wanted: M
             isinstance(feature, datasets.ClassLabel) for feature in features.values()
         ):
             hint += (
-                " (a folder of class folders loses its labels once it holds a metadata.csv: add a column label there)"
+                " (pictures in one class folder only get no labels: two classes are needed; class folders beside a "
+                "metadata.csv lose theirs: add a column label to that file)"
             )
+        if option == "group_column":
+            hint += " (docs/own_data.md tells how to add one to class folders: metadata.csv)"
         raise OwnDataError(f"{option} is {name!r}, but the data set has the columns {', '.join(columns)}{hint}")
     if twice := [name for name, count in Counter(wanted.values()).items() if count > 1]:
         options = [option for option, name in wanted.items() if name == twice[0]]

@@ -137,7 +137,10 @@ def load_own_data(
     digests, modes = _inspect(pool, origin, num_proc)
     drawn: Sequence[str] = SPLITS
     if group_column is not None:
-        assigned = split_by_group(groups, classes, fold)
+        try:
+            assigned = split_by_group(groups, classes, fold)
+        except ValueError as error:
+            raise OwnDataError(f"group_column {group_column!r}: {error}") from error
         warnings = group_warnings(groups, group_column)
     else:
         assigned, drawn = own_or_drawn(origin, classes, ordering_keys(digests, seed), fold)

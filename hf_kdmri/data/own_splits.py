@@ -47,7 +47,12 @@ def own_or_drawn(
     """Keep the set's own splits and draw the missing ones; `keys` order the images and keep equal ones together."""
     missing = [split for split in SPLITS if split not in set(origin)]
     if len(missing) == 2:
-        return split_by_group(keys, classes, fold), SPLITS
+        try:
+            return split_by_group(keys, classes, fold), SPLITS
+        except ValueError as error:
+            raise OwnDataError(
+                f"{len(keys)} images are too few for train, validation and test; give at least {FOLDS} of each class"
+            ) from error
     assigned = list(origin)
     for split in missing:
         rows = [row for row, mine in enumerate(assigned) if mine == "train"]

@@ -51,7 +51,11 @@ def plane_features(image: np.ndarray) -> np.ndarray:
         (389,) float64: thumbnail (16 · 16) with mean 0 and standard deviation 1, its left half's difference from the
         mirror image (16 · 8), the box' height by width, and its distance from the four edges as a share of the slice.
     """
-    whole = Image.fromarray(np.ascontiguousarray(image, np.float32)).resize((_RASTER, _RASTER), Image.Resampling.BOX)
+    whole = Image.fromarray(np.ascontiguousarray(image, np.float32))
+    if whole.size == (4 * _RASTER, 4 * _RASTER):
+        whole = whole.reduce(4)  # the same means, in two thirds of the time
+    else:
+        whole = whole.resize((_RASTER, _RASTER), Image.Resampling.BOX)
     pixels = np.asarray(whole)
     top, bottom, left, right = _head_box(pixels - pixels.min())
     head = whole.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX, (left, top, right, bottom))

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from hf_kdmri.data.mat_file import LABEL_NAMES
 
+PUBLISHED_SLICES = 3064  # numbered from 1
 FOLDS = 5
 PARTS_PER_FOLD = 2
 CONFIGS = ("patient_groups", "cvind", "random_slices")
@@ -60,6 +61,21 @@ def patient_group_of(pid: str) -> str:
     """
     suffixed = _SUFFIXED.fullmatch(pid)
     return suffixed.group(1) if suffixed else pid
+
+
+def missing_slices(pids: Sequence[str], slices: Sequence[int]) -> list[int]:
+    """Which of the 3064 published slices are not there, if those that are there are published ones.
+
+    Args:
+        pids: Patient id of each slice.
+        slices: Number of each slice.
+
+    Returns:
+        Slice numbers in order; none if the set is complete, or if any patient is not a published one.
+    """
+    if not set(pids) <= set(published_patients()):
+        return []
+    return sorted(set(range(1, PUBLISHED_SLICES + 1)) - set(slices))
 
 
 @lru_cache(maxsize=1)
@@ -162,7 +178,8 @@ def split_by_group(groups: Sequence[Hashable], labels: Sequence[Hashable], fold:
         `"train"`, `"validation"` or `"test"` per image.
 
     Raises:
-        ValueError: an unknown fold, lists of unequal length, or so few groups that a split stays empty.
+        ValueError: an unknown fold, lists of unequal length, an empty group (None, NaN or blank), two that differ in
+            type or surrounding blanks only, or so few groups that a split stays empty.
 
     Example:
         >>> patients = [f"p{n // 2}" for n in range(40)]  # two images of each of twenty patients
@@ -173,8 +190,9 @@ def split_by_group(groups: Sequence[Hashable], labels: Sequence[Hashable], fold:
         set()
     """
     check_fold(fold)
+    _check_groups(groups)
     parts = group_parts(groups, labels, FOLDS, PARTS_PER_FOLD)
-    return _none_empty([_split_of(parts[group], fold) for group in groups], len(parts), fold)
+    return _none_empty([_split_of(parts[group], fold) for group in groups], f"{len(parts)} groups", fold)
 
 
 def assign_splits(
@@ -196,8 +214,9 @@ def assign_splits(
         labels: Index into `LABEL_NAMES` of each slice.
         slices: Number of each slice, each once.
         config: `"patient_groups"` (no patient group in two splits), `"cvind"` (test on the authors' fold `fold + 1`;
-            patient groups that their folds divide are in train and test) or `"random_slices"` (test on a fifth of the
-            slices of each class, whoever they belong to: leaks, only to reproduce older reports). In the last two,
+            patient groups that their folds divide are in test and in train or validation) or `"random_slices"` (test
+            on a fifth of the slices of each class, whoever they belong to: leaks, only to reproduce older reports). In
+            the last two,
             validation is an eighth of the other slices, carved by patient group.
         fold: 0-4.
         seed: Orders the slices of `"random_slices"`; the other configs draw nothing. Default 0.
@@ -222,7 +241,7 @@ def assign_splits(
     else:
         test = _in_cvind_fold(pids, fold) if config == "cvind" else _in_random_fifth(labels, slices, fold, seed)
         assigned = _carve_validation(groups, labels, test)
-    return _none_empty(assigned, len(set(groups)), fold)
+    return _none_empty(assigned, f"{len(set(groups))} patient groups", fold)
 
 
 def _by_patient_group(pids: Sequence[str], groups: Sequence[str], labels: Sequence[int], fold: int) -> list[str]:
@@ -241,12 +260,25 @@ def _split_of(part: int, fold: int) -> str:
     return "validation" if part == PARTS_PER_FOLD * ((fold + 1) % FOLDS) else "train"
 
 
-def _none_empty(assigned: list[str], groups: int, fold: int) -> list[str]:
+def _check_groups(groups: Sequence[Hashable]) -> None:
+    """Refuse groups that would let one person through as two, or strangers as one."""
+    first: dict[str, Hashable] = {}
+    for row, group in enumerate(groups):
+        name = str(group).strip()
+        if group is None or group != group or not name:  # NaN is not itself
+            raise ValueError(f"the group of row {row} is empty ({group!r}); name it, or leave the row out")
+        if first.setdefault(name, group) != group:
+            raise ValueError(
+                f"groups {first[name]!r} and {group!r} (row {row}) differ in type or blanks only; write them alike"
+            )
+
+
+def _none_empty(assigned: list[str], dealt: str, fold: int) -> list[str]:
     lacking = [split for split in SPLITS if split not in assigned]
     if lacking:
         raise ValueError(
-            f"{groups} patient groups leave {' and '.join(lacking)} of fold {fold} empty; give slices of more "
-            f"patients, at least {FOLDS} of each class for balanced folds"
+            f"{dealt} leave {' and '.join(lacking)} of fold {fold} empty; give more of them, at least {FOLDS} of each "
+            f"class for balanced folds"
         )
     return assigned
 

@@ -158,8 +158,15 @@ def fused_embedding(stages: Sequence[Tensor], *, weights: Sequence[float] | None
         )
     shares = _shares(weights, len(stages))
     with torch.autocast(stages[0].device.type, enabled=False):
-        pooled = [F.normalize(at_least_float32(maps), dim=1, eps=1e-6).mean((2, 3)) for maps in stages]
+        pooled = [_mean_direction(at_least_float32(maps)) for maps in stages]
         return torch.cat([vector * share**0.5 for vector, share in zip(pooled, shares, strict=True)], dim=1)
+
+
+def _mean_direction(maps: Tensor) -> Tensor:
+    # One product with the inverse lengths: the normalised map itself, as large as the map, is never made.
+    vectors = maps.permute(0, 2, 3, 1).flatten(1, 2)
+    inverse = torch.linalg.vector_norm(vectors, dim=2, keepdim=True).clamp_min(1e-6).reciprocal() / vectors.shape[1]
+    return torch.bmm(inverse.mT, vectors)[:, 0]
 
 
 def _position_weights(mask: Tensor | None, kernel: Tensor, grid: int) -> Tensor:

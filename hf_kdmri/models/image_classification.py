@@ -280,8 +280,10 @@ def _start_classifier_small(network: torch.nn.Module) -> None:
     timm draws some classifiers (EfficientNet, MobileNetV4) from ±1/√classes: with 3 classes instead of 1000 the first
     logits are so large that their gradients spoil trained features, and untrained ones take epochs to recover.
     """
-    classifier: torch.nn.Module = network.get_classifier()  # type: ignore[operator]  # every timm network has it
-    for module in classifier.modules():
-        if isinstance(module, torch.nn.Linear):
-            torch.nn.init.trunc_normal_(module.weight, std=0.01)
-            torch.nn.init.zeros_(module.bias)
+    heads: Any = network.get_classifier()  # type: ignore[operator]  # every timm network has it
+    # Networks with a distillation token (DeiT, EfficientFormer) have two classifiers and average their logits.
+    for head in heads if isinstance(heads, tuple) else (heads,):
+        for module in head.modules():
+            if isinstance(module, torch.nn.Linear):
+                torch.nn.init.trunc_normal_(module.weight, std=0.01)
+                torch.nn.init.zeros_(module.bias)
