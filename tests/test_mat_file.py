@@ -407,3 +407,16 @@ def test_window_of_integers_equals_that_of_floats(percentiles: tuple[float, floa
         assert np.array_equal(as_integers[0], as_floats[0])
         assert as_integers[1:] == pytest.approx(as_floats[1:])
         assert as_integers[1:] == pytest.approx(tuple(np.percentile(image.astype(np.float64), percentiles)))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"])
+@pytest.mark.parametrize("end", ["lowest", "highest"])
+def test_window_of_extreme_integers(dtype: str, end: str) -> None:
+    limits = np.iinfo(dtype)
+    ramp = np.arange(100, dtype=dtype).reshape(10, 10)
+    image = limits.min + ramp if end == "lowest" else limits.max - ramp
+    pixels, low, high = window_to_uint8(image.astype(dtype), (0, 100))
+    assert (low, high) == (float(image.min()), float(image.max()))
+    if np.abs(float(limits.max)) < 2**53:
+        above = (ramp if end == "lowest" else 99 - ramp).astype(np.float64)
+        np.testing.assert_array_equal(pixels, np.rint(above * 255 / 99).astype(np.uint8))
