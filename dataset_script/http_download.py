@@ -154,14 +154,17 @@ def _fetch(file: RemoteFile, url: str, partial: Path) -> bool:
             answered |= not isinstance(problem, (httpx2.ConnectError, httpx2.ConnectTimeout))
             failures = 1 if have > most else failures + 1  # a server that always starts anew must get further
             most = max(most, have)
-            _wait(file, f"{_described(problem)} after {have:,} of {file.size:,} bytes", problem, failures, answered)
+            reason = _described(problem)
+            if have:
+                reason = f"{reason} after {have:,} of {file.size:,} bytes, which are kept"
+            _wait(file, reason, problem, failures, answered)
     return resumed
 
 
 def _wait(file: RemoteFile, reason: str, problem: Exception | None, failures: int, answered: bool) -> None:
     """Wait before the next try, or raise if it was the last."""
     if failures >= (TRIES if answered else TRIES_UNANSWERED):
-        raise DownloadError(f"{reason}, which are kept; tried {failures} times")
+        raise DownloadError(f"{reason}; tried {failures} times")
     wait = problem.wait if isinstance(problem, _PassingError) else None
     if wait is None:
         wait = min(FIRST_WAIT * 2 ** (failures - 1), 16)
