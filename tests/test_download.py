@@ -109,8 +109,9 @@ def test_stalled_connection_is_resumed(server, target, monkeypatch):
 def test_stall_for_ever_is_given_up(server, target, waits, monkeypatch):
     monkeypatch.setattr(http_download, "TIMEOUT", httpx2.Timeout(0.1))
     server.always = plain(stop_after=0, stall=True)
-    with pytest.raises(DownloadError, match=r"ReadTimeout.*0 of 300,000 bytes.*tried 6 times"):
+    with pytest.raises(DownloadError, match=r"ReadTimeout.*; tried 6 times") as refused:
         fetch(server, target)
+    assert "kept" not in str(refused.value)
     assert waits == [1, 2, 4, 8, 16]
 
 

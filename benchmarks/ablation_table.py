@@ -1,0 +1,81 @@
+"""The table of the ablation, from the rows of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+TITLES = {
+    "alone": "no teacher",
+    "label_smoothing": "no teacher, smoothed labels",
+    "hinton": "teacher's logits (Hinton)",
+    "fusion": "**multi-scale geometric fusion**",
+    "fusion_without_logit": "… without the logits",
+    "fusion_without_geometry": "… without the spatial kernel",
+    "fusion_without_sample": "… without the geometry between images",
+    "fusion_without_exit": "… without the fusion exit",
+    "fusion_on_lesions": "… positions weighted by the tumour mask",
+    "untrained_teacher": "control: untrained teacher",
+    "shuffled": "control: teacher of another image",
+    "same_family": "control: teacher of the student's family",
+}
+
+
+def ablation_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: for each pair of models a table with a line per method, mean ± standard deviation over folds.
+
+    Args:
+        rows: as `benchmarks/ablation.py` writes them.
+    """
+    parts = ["# Ablation\n", "Made by `python benchmarks/ablation.py`; the numbers are `benchmarks/ablation.json`.\n"]
+    for pair in dict.fromkeys(row["pair"] for row in rows):
+        parts.append(_pair_table([row for row in rows if row["pair"] == pair]))
+    return "\n".join(parts)
+
+
+def _pair_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    alone = {(row["fold"], row["seed"]): row for row in rows if row["method"] == "alone"}
+    first = rows[0]
+    teachers = sorted({row["teacher"] for row in rows if row["method"] in ("alone", "hinton", "fusion")})
+    scores = [row["teacher_accuracy"] for row in rows if row["method"] == "hinton"]
+    told = f", test accuracy {_spread(scores)} %" if scores else ""
+    schedule = len(first["validation_accuracy"])
+    lines = [
+        f"## {' / '.join(teachers)} → {first['student']}\n",
+        f"Teacher: {' / '.join(teachers)}{told}. Student: {first['student']}, {schedule} epochs.\n",
+        "| method | folds | accuracy, % | difference to no teacher, points | macro F1, % | patients right, % "
+        "| epochs to no teacher's best |",
+        "| :-- | :-- | --: | --: | --: | --: | --: |",
+    ]
+    for method, title in TITLES.items():
+        mine = [row for row in rows if row["method"] == method]
+        if not mine:
+            continue
+        paired = [(row, alone[row["fold"], row["seed"]]) for row in mine if (row["fold"], row["seed"]) in alone]
+        differences = [row["accuracy"] - base["accuracy"] for row, base in paired]
+        epochs = [_epochs_to(row, max(base["validation_accuracy"])) for row, base in paired]
+        cells = [
+            title,
+            ", ".join(str(row["fold"]) for row in mine),
+            _spread([row["accuracy"] for row in mine]),
+            "" if method == "alone" or not differences else _spread(differences, signed=True),
+            _spread([row["macro_f1"] for row in mine]),
+            _spread([row["patient_accuracy"] for row in mine]),
+            ", ".join("never" if epoch is None else str(epoch) for epoch in epochs),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _epochs_to(row: Mapping[str, Any], accuracy: float) -> int | None:
+    """The first epoch whose validation accuracy is at least this."""
+    reached = np.flatnonzero(np.array(row["validation_accuracy"]) >= accuracy)
+    return int(reached[0]) + 1 if len(reached) else None
+
+
+def _spread(values: Sequence[float], signed: bool = False) -> str:
+    mean = 100 * float(np.mean(values))
+    told = f"{mean:+.1f}" if signed else f"{mean:.1f}"
+    return told if len(values) < 2 else f"{told} ± {100 * float(np.std(values, ddof=1)):.1f}"
