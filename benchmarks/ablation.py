@@ -131,8 +131,8 @@ def run_folder(pair: str, method: str, fold: int, arguments: argparse.Namespace)
 def teacher_of(pair: str, method: str, fold: int, arguments: argparse.Namespace) -> Path | None:
     """The teacher's folder, made if need be; None where the run trains its own.
 
-    The convolutional teacher is fine-tuned by the first run of cnn_to_levit. The transformer teacher is the student that
-    it taught by all losses in cnn_to_levit. Each is the other pair's teacher of the same family.
+    The convolutional teacher is fine-tuned by the first run of cnn_to_levit. The transformer teacher is the student
+    that it taught by all losses in cnn_to_levit. Each is the other pair's teacher of the same family.
     """
     cnn = run_folder("cnn_to_levit", "alone", fold, arguments) / "teacher"
     levit = run_folder("cnn_to_levit", "fusion", fold, arguments) / "student"
