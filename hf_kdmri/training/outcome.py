@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from hf_kdmri.data.pictures import to_8_bit
+from hf_kdmri.distillation import LossOptions
 from hf_kdmri.evaluation import (
     ClassificationReport,
     count_parameters,
@@ -112,11 +113,7 @@ def write_card(run: RunFolder, options: RunOptions, rows: Sequence[Mapping[str, 
         model_name=f"kdmri-{options.model.student_architecture}",
         results=rows,
         teacher=next((row["architecture"] for row in rows if row["model"] == MODEL_NAMES["teacher"]), "none"),
-        losses={
-            "cross-entropy": "weight 1",
-            "Hinton distillation": f"weight {training.logit_weight}, temperature {training.temperature}",
-            "fused spatial similarity": f"weight {training.geometry_weight}, grid {training.geometry_grid}",
-        },
+        losses=_losses(training.loss_options()),
         split=data.split,
         fold=data.fold,
         seed=training.seed,
@@ -129,6 +126,29 @@ def write_card(run: RunFolder, options: RunOptions, rows: Sequence[Mapping[str, 
         repo_id=training.hub_model_id,
     )
     write_student_card(run.model_folder("student"), facts)
+
+
+def _losses(options: LossOptions) -> dict[str, str]:
+    """What the card says of the loss; the parts that are off by default stand there only if they are on."""
+    smoothing = f", labels smoothed by {options.label_smoothing_factor}" if options.label_smoothing_factor else ""
+    logit = {"kd": "Hinton distillation", "dkd": "decoupled distillation (DKD)", "dist": "DIST"}[options.logit_loss]
+    standardised = ", logits standardised" if options.standardize_logits else ""
+    kernel = "" if options.geometry_difference == "squared" else f", compared by {options.geometry_difference}"
+    lesions = ", positions weighted by the tumour mask" if options.lesion_weighting else ""
+    losses = {
+        "cross-entropy": f"weight 1{smoothing}",
+        logit: f"weight {options.logit_weight}, temperature {options.temperature}{standardised}",
+        "fused spatial similarity": f"weight {options.geometry_weight}, grid {options.geometry_grid}{kernel}{lesions}",
+    }
+    others = {
+        f"geometry between images ({options.sample_loss})": options.sample_weight,
+        "exit behind the top-down fusion": options.exit_weight,
+        f"features ({options.feature_loss})": options.feature_weight,
+    }
+    losses |= {name: f"weight {weight}" for name, weight in others.items() if weight > 0}
+    if options.shuffle_teacher:
+        losses["control"] = "each image was taught with another one's teacher outputs"
+    return losses
 
 
 def _own_data_facts(data: RunData) -> OwnDataFacts | None:

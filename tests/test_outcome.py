@@ -1,0 +1,29 @@
+"""What the card of a finished run says of its loss."""
+
+from __future__ import annotations
+
+from hf_kdmri.distillation import LossOptions
+from hf_kdmri.training.outcome import _losses
+
+
+def test_parts_that_are_off_by_default_are_named_only_if_they_are_on():
+    assert list(_losses(LossOptions())) == ["cross-entropy", "Hinton distillation", "fused spatial similarity"]
+    told = _losses(
+        LossOptions(
+            logit_loss="dist",
+            lesion_weighting=True,
+            sample_weight=0.5,
+            exit_weight=0.25,
+            feature_weight=2.0,
+            feature_loss="review",
+            label_smoothing_factor=0.1,
+            shuffle_teacher=True,
+        )
+    )
+    assert told["cross-entropy"] == "weight 1, labels smoothed by 0.1"
+    assert told["DIST"] == "weight 1.0, temperature 4.0" and "Hinton distillation" not in told
+    assert told["fused spatial similarity"].endswith("positions weighted by the tumour mask")
+    assert told["geometry between images (rkd)"] == "weight 0.5"
+    assert told["exit behind the top-down fusion"] == "weight 0.25"
+    assert told["features (review)"] == "weight 2.0"
+    assert "another one" in told["control"]
