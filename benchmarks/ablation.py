@@ -25,6 +25,7 @@ from ablation_table import ablation_table
 
 from hf_kdmri import TeacherForImageClassification
 from hf_kdmri.training.options import parse_options
+from hf_kdmri.whole_files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "ablation"
@@ -50,7 +51,7 @@ LOSSES_OF = {"untrained_teacher": "fusion", "same_family": "fusion"}  # the same
 def main() -> None:
     """Run what is missing, fold by fold, and write results and table."""
     arguments = parse_arguments()
-    results = Results(arguments.results)
+    results = Results(arguments.json)
     plan = [
         (pair, method, fold)
         for fold in arguments.folds
@@ -85,9 +86,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="run folders (default: %(default)s)")
     parser.add_argument(
-        "--results", type=Path, default=ROOT / "benchmarks" / "ablation.json", help="default: benchmarks/ablation.json"
+        "--json", type=Path, default=ROOT / "benchmarks" / "ablation.json", help="default: benchmarks/ablation.json"
     )
-    parser.add_argument("--json", dest="results", type=Path, help="the same as --results")
     parser.add_argument("--table", type=Path, default=ROOT / "docs" / "ablation.md", help="default: docs/ablation.md")
     parser.add_argument("--max_minutes", type=float, help="start no further run after this time")
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="further options of train_kd.py, last")
@@ -199,9 +199,7 @@ class Results:
         """Add or replace a row and write the file."""
         self.rows = sorted([other for other in self.rows if _key(other) != _key(row)] + [row], key=_key)
         text = ",\n".join(json.dumps(row) for row in self.rows)
-        unfinished = self.path.with_name(f".{self.path.name}.unfinished")
-        unfinished.write_text(f"[\n{text}\n]\n", encoding="utf-8")
-        os.replace(unfinished, self.path)
+        write_whole(self.path, f"[\n{text}\n]\n")
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str, int, int]:

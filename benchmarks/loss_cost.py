@@ -17,18 +17,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from timing import circumstances, seconds, spread
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -196,17 +194,6 @@ def _forward_and_backward(loss: Callable[[], Tensor], inputs: Sequence[Tensor]) 
     return Cost(lambda: torch.autograd.grad(loss(), inputs, allow_unused=True))
 
 
-def seconds(run: Callable[[], Any], device: torch.device) -> float:
-    """Wall time of one run, the device's queue included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def peak_memory(run: Callable[[], Any], device: torch.device) -> float:
     """Peak of what a run allocates on top of what is there, MiB."""
     if device.type == "cuda":
@@ -228,10 +215,6 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> float:
 
 def summarise(costs: dict[str, Cost], arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Median, minimum and maximum of every time, memory, and each method's share of the step within each round."""
-
-    def spread(values: Sequence[float]) -> dict[str, float]:
-        return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
     steps = [sum(times) for times in zip(*(costs[name].milliseconds for name in STEP), strict=True)]
     return {
         "figures": {
@@ -242,9 +225,7 @@ def summarise(costs: dict[str, Cost], arguments: argparse.Namespace, device: tor
             name: spread([added / step for added, step in zip(costs[name].milliseconds, steps, strict=True)])
             for name in METHODS
         },
-        "settings": {key: value for key, value in vars(arguments).items() if key != "json"},
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
-        "versions": {name: version(name) for name in ("torch", "timm", "transformers")},
+        **circumstances(arguments, device),
     }
 
 

@@ -16,15 +16,14 @@ import argparse
 import json
 import os
 import statistics
-import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from timing import circumstances, seconds, spread
 
 from hf_kdmri import DistillationModel, StudentForImageClassification, TeacherForImageClassification
 from hf_kdmri.data.augmentation import RandomViews
@@ -119,17 +118,6 @@ def build_steps(arguments: argparse.Namespace, device: torch.device) -> dict[str
     return steps
 
 
-def seconds(step: Callable[[], Any], device: torch.device) -> float:
-    """Wall time of one step, the device's queue included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def summarise(rounds: list[dict[str, float]], arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Median, minimum and maximum of every figure, and of the ratio within each round."""
     ratios = [r["distillation step"] / (r["student step"] + r["teacher forward"]) for r in rounds]
@@ -137,19 +125,13 @@ def summarise(rounds: list[dict[str, float]], arguments: argparse.Namespace, dev
     for name in rounds[0]:
         times = [r[name] for r in rounds]
         figures[name] = {
-            "milliseconds": {
-                "median": 1e3 * statistics.median(times),
-                "min": 1e3 * min(times),
-                "max": 1e3 * max(times),
-            },
+            "milliseconds": spread([1e3 * value for value in times]),
             "images_per_second": arguments.batch_size / statistics.median(times),
         }
     return {
         "figures": figures,
-        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
-        "settings": {key: value for key, value in vars(arguments).items() if key != "json"},
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
-        "versions": {name: version(name) for name in ("torch", "timm", "transformers")},
+        "ratio": spread(ratios),
+        **circumstances(arguments, device),
     }
 
 

@@ -26,9 +26,8 @@ from rich.text import Text
 
 from dataset_script.split_audit import SplitAudit, audit_split, read_slices
 from hf_kdmri.data.leakage import MAX_DISTANCE, MIN_CORRELATION, ORIENTATIONS, NearDuplicate, near_duplicates
+from hf_kdmri.data.pictures import SUFFIXES, find_images
 from hf_kdmri.data.splits import CONFIGS, FOLDS
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 
 
 def main() -> None:
@@ -131,9 +130,11 @@ def read_image_set(path: str | Path) -> tuple[list[str], Sequence[Any]]:
         return _image_column(saved if isinstance(saved, datasets.DatasetDict) else {"row": saved}, folder)
     if parquet := sorted(map(str, folder.rglob("*.parquet"))):
         return _image_column({"row": datasets.Dataset.from_parquet(parquet)}, folder)
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = list(find_images(folder))
     if not files:
-        raise ValueError(f"{folder}: holds no images; expected Parquet files or pictures ({', '.join(SUFFIXES)})")
+        raise ValueError(
+            f"{folder}: holds no images; expected Parquet files or pictures ({', '.join(sorted(SUFFIXES))})"
+        )
     return [str(file.relative_to(folder)) for file in files], files
 
 

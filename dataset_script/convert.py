@@ -30,11 +30,11 @@ from dataset_script.figshare_brain_tumor import FigshareBrainTumor, FigshareBrai
 from dataset_script.http_download import DownloadError
 from dataset_script.parquet_files import ConversionFolder, WrittenShard, explain_os_error, write_shard
 from dataset_script.parquet_layout import Shard, find_places, hub_config_name, plan_shards
-from dataset_script.parquet_push import check_login, check_repo_id, push_dataset
+from dataset_script.parquet_push import EXAMPLE, check_login, push_dataset
 from dataset_script.slice_index import labels_and_pids
 from hf_kdmri.data.phantom import MARKER
 from hf_kdmri.data.splits import CONFIGS, FOLDS, missing_slices
-from hf_kdmri.hub.publish import PublishError
+from hf_kdmri.hub.publish import PublishError, check_repo_id
 
 _FORWARDED = ("image_bits", "source", "base_url")  # options of the builder
 # fields of the builder's configuration that do not change a row
@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     try:
         if options.push_to_hub:
-            check_repo_id(options.push_to_hub)
+            check_repo_id(options.push_to_hub, EXAMPLE)
             if not options.dry_run:
                 check_login(options.push_to_hub)
         builder = FigshareBrainTumor(

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import csv
-import math
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
@@ -69,16 +69,9 @@ def main() -> None:
 def describe(planes: np.ndarray, told: np.ndarray) -> str:
     """Accuracy with Wilson's 95 % interval, and the confusion matrix (rows: by eye)."""
     right, n = int((planes == told).sum()), len(planes)
-    low, high = wilson_interval(right, n)
+    low, high = binomtest(right, n).proportion_ci(method="wilson")
     matrix = confusion_matrix(planes, told, labels=list(PLANES)).tolist()
     return f"{right} of {n} right, {right / n:.1%} (95 % interval {low:.1%} to {high:.1%}); {PLANES}: {matrix}"
-
-
-def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a share (Wilson 1927)."""
-    centre = (right + z**2 / 2) / (n + z**2)
-    half = z / (n + z**2) * math.sqrt(right * (n - right) / n + z**2 / 4)
-    return centre - half, centre + half
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import email.utils
 import errno
-import hashlib
 import os
 import shutil
 import time
@@ -20,6 +19,8 @@ import datasets
 import httpx2
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from huggingface_hub.utils import get_session
+
+from hf_kdmri.whole_files import sha256_of
 
 TIMEOUT = httpx2.Timeout(60, connect=15)  # seconds without a byte
 TRIES = 6  # in a row without a new byte
@@ -87,12 +88,12 @@ def download(file: RemoteFile, url: str, path: Path, *, force: bool = False, off
         if force:
             partial.unlink(missing_ok=True)
         resumed = _fetch(file, url, partial)
-        digest = _sha256(partial)
+        digest = sha256_of(partial)
         if digest != file.sha256 and resumed:
             logger.warning(f"{file.name}: what an earlier run left does not fit; downloading it from the start")
             partial.unlink()
             _fetch(file, url, partial)
-            digest = _sha256(partial)
+            digest = sha256_of(partial)
         if digest != file.sha256:
             partial.unlink()
             raise DownloadError(f"its sha256 is {digest}, published is {file.sha256}; the copy was deleted")
@@ -102,18 +103,10 @@ def download(file: RemoteFile, url: str, path: Path, *, force: bool = False, off
 def _is_whole(file: RemoteFile, path: Path) -> bool:
     if not path.is_file():
         return False
-    if path.stat().st_size == file.size and _sha256(path) == file.sha256:
+    if path.stat().st_size == file.size and sha256_of(path) == file.sha256:
         return True
     logger.warning(f"{path}: no longer the published file; downloading it again")
     return False
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _locked(file: RemoteFile, path: Path) -> AcquireReturnProxy:

@@ -7,7 +7,6 @@ and card are written, and as the last step the hidden folder becomes `data/` in 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from datasets.arrow_writer import ParquetWriter
 from huggingface_hub.utils import WeakFileLock
 
 from dataset_script.parquet_layout import DATA, Shard, is_shard_name
+from hf_kdmri.whole_files import sha256_of, sync_folder, whole_file, write_whole
 
 ROWS_PER_GROUP = 100  # about 10 MB of 8-bit slices: what a reader of one row has to fetch, and the Hub's viewer
 CARD, CHECKSUMS = "README.md", "checksums.sha256"
@@ -57,25 +57,18 @@ def write_shard(
     Raises:
         OSError: the disk is full or not writable; nothing is left behind.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = 0
-    try:
-        with open(unfinished, "wb") as stream:
-            with ParquetWriter(
-                features=features, stream=stream, writer_batch_size=ROWS_PER_GROUP, embed_local_files=True
-            ) as writer:
-                for _, row in rows():
-                    writer.write(features.encode_example(row))
-                    count += 1
-                writer.finalize(close_stream=False)
-            stream.flush()
-            os.fsync(stream.fileno())
-        written = WrittenShard(count, unfinished.stat().st_size, sha256_of(unfinished))
-        os.replace(unfinished, path)
-        _sync_folder(path.parent)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return written
+    with (
+        whole_file(path) as stream,
+        ParquetWriter(
+            features=features, stream=stream, writer_batch_size=ROWS_PER_GROUP, embed_local_files=True
+        ) as writer,
+    ):
+        for _, row in rows():
+            writer.write(features.encode_example(row))
+            count += 1
+        writer.finalize(close_stream=False)
+    return WrittenShard(count, path.stat().st_size, sha256_of(path))
 
 
 class ConversionFolder:
@@ -178,11 +171,11 @@ class ConversionFolder:
         self.shards = dict(sorted(self.shards.items()))
         self._write_state()
         lines = [f"{shard.sha256}  {DATA}/{name}\n" for name, shard in self.shards.items()]
-        _write_whole(self.out / CHECKSUMS, "".join(lines))
-        _write_whole(self.out / CARD, card)
+        write_whole(self.out / CHECKSUMS, "".join(lines))
+        write_whole(self.out / CARD, card)
         if not (self.out / DATA).is_dir():
             os.replace(self.out / UNFINISHED, self.out / DATA)
-            _sync_folder(self.out)
+            sync_folder(self.out)
 
     def published_files(self) -> list[str]:
         """Return what belongs on the Hub, relative to the folder, the card last."""
@@ -194,7 +187,7 @@ class ConversionFolder:
             os.replace(self.out / DATA, self.out / UNFINISHED)
         for name in (CARD, CHECKSUMS):
             (self.out / name).unlink(missing_ok=True)
-        _sync_folder(self.out)
+        sync_folder(self.out)
 
     def _is_whole(self, name: str, shard: WrittenShard) -> bool:
         path = self.data / name
@@ -212,16 +205,7 @@ class ConversionFolder:
 
     def _write_state(self) -> None:
         shards = {name: asdict(shard) for name, shard in self.shards.items()}
-        _write_whole(self.out / STATE, json.dumps({"options": self.options, "shards": shards}, indent=1) + "\n")
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        write_whole(self.out / STATE, json.dumps({"options": self.options, "shards": shards}, indent=1) + "\n")
 
 
 def explain_os_error(error: OSError, out: str | Path) -> str:
@@ -235,32 +219,10 @@ def explain_os_error(error: OSError, out: str | Path) -> str:
     return f"{error.filename or out}: {error.strerror or error}: {way_out}"
 
 
-def _write_whole(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-        _sync_folder(path.parent)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def _remove_unfinished(folder: Path, name: str) -> None:
     """Remove what a run that was killed left of a file."""
     for path in folder.glob(f".{name}.*.tmp"):
         path.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _some(names: set[str]) -> str:

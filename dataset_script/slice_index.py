@@ -13,6 +13,7 @@ import datasets
 
 from hf_kdmri.data.archives import SliceEntry, read_slices
 from hf_kdmri.data.mat_file import read_label_and_pid
+from hf_kdmri.whole_files import write_whole
 
 _PER_TASK = 200  # slices; a task opens its archive once
 
@@ -42,7 +43,8 @@ def labels_and_pids(
         rows = json.loads(cache.read_text("utf-8"))
     else:
         rows = _read_all(entries, num_proc or 1)
-        _write_whole(cache, json.dumps(rows))
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(cache, json.dumps(rows))
     return [label for label, _ in rows], [pid for _, pid in rows]
 
 
@@ -73,13 +75,3 @@ def _fingerprint(entries: Sequence[SliceEntry]) -> str:
         [(entry.number, entry.name) for entry in entries],
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text, "utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -99,7 +99,7 @@ def predict(
     16-bit and float images are windowed between their 0.1 and 99.9 percentiles, as training slices were. A file that
     cannot be read is listed at the end, the others are classified, and the exit code is 1.
     """
-    from hf_kdmri.inference import SUFFIXES, find_images
+    from hf_kdmri.data.pictures import SUFFIXES, find_images
     from hf_kdmri.prediction_output import PredictionWriter
 
     try:

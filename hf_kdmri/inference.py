@@ -5,7 +5,6 @@ Nothing here knows how the model was trained: whatever `AutoModelForImageClassif
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -20,8 +19,6 @@ from transformers.utils import logging as transformers_logging
 
 from hf_kdmri.data.pictures import PictureError, decode_picture, is_wide, stored_mode
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm"})
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -30,25 +27,6 @@ class Outcome:
     path: Path
     probabilities: NDArray[np.float32] | None
     error: str | None
-
-
-def find_images(path: str | Path) -> Iterator[Path]:
-    """Yield the file itself, or the image files (by suffix) at any depth of a folder, in order of names.
-
-    Raises:
-        FileNotFoundError: There is no such file or folder.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; expected an image or a folder of images")
-    if path.is_file():
-        yield path
-        return
-    for folder, subfolders, names in os.walk(path):
-        subfolders.sort()
-        for name in sorted(names):
-            if Path(name).suffix.lower() in SUFFIXES:
-                yield Path(folder, name)
 
 
 def read_image(path: str | Path) -> Image.Image:

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from hf_kdmri import StudentForImageClassification
 from hf_kdmri.cli import app
-from hf_kdmri.data.pictures import PictureError
-from hf_kdmri.inference import find_images, read_image
+from hf_kdmri.data.pictures import PictureError, find_images
+from hf_kdmri.inference import read_image
 
 LABELS = ["meningioma", "glioma", "pituitary"]
 

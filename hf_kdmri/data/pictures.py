@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,30 @@ _GREY_MODES = {"1", "L", "LA", "La"}
 _WIDE_MODES = {"I", "F"}  # PIL's modes of more than 8 bits: I, I;16, I;16B, F
 
 
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm"})
+
+
 class PictureError(ValueError):
     """A picture that cannot be read; the message says why and what to do."""
+
+
+def find_images(path: str | Path) -> Iterator[Path]:
+    """Yield the file itself, or the image files (by suffix) at any depth of a folder, in order of names.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; expected an image or a folder of images")
+    if path.is_file():
+        yield path
+        return
+    for folder, subfolders, names in os.walk(path):
+        subfolders.sort()
+        for name in sorted(names):
+            if Path(name).suffix.lower() in SUFFIXES:
+                yield Path(folder, name)
 
 
 def read_picture_bytes(cell: Mapping[str, Any]) -> bytes:

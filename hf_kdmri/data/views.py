@@ -114,16 +114,20 @@ def prepare_views(
     """
     encoded = dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
     arguments: dict[str, Any] = {"batched": True, "batch_size": 64, "num_proc": num_proc}
-    modes = encoded.map(
-        _modes_of_batch,
-        fn_kwargs={"image_column": image_column},
-        with_indices=True,
-        remove_columns=[image_column],
-        features=datasets.Features({"mode": datasets.Value("string")}),
-        desc="Looking for colour",
-        **arguments,
-    )
-    grey = all(is_grey(mode) for mode in modes.unique("mode"))
+    declared = dataset.features[image_column].mode
+    if declared is not None:  # all have it, as the Figshare slices do: no pass over the files
+        grey = is_grey(declared)
+    else:
+        modes = encoded.map(
+            _modes_of_batch,
+            fn_kwargs={"image_column": image_column},
+            with_indices=True,
+            remove_columns=[image_column],
+            features=datasets.Features({"mode": datasets.Value("string")}),
+            desc="Looking for colour",
+            **arguments,
+        )
+        grey = all(is_grey(mode) for mode in modes.unique("mode"))
     views = encoded.map(
         _resize_batch,
         fn_kwargs={"size": size, "mode": "L" if grey else "RGB", "image_column": image_column},

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from hf_kdmri.distillation.stage_maps import check_channels, check_stages
-
-_GROUPS = 8
+from hf_kdmri.distillation.stage_maps import GROUPS, check_exit, check_stages
+from hf_kdmri.models import start_near_zero
 
 
 class StageExits(nn.Module):
@@ -45,11 +44,7 @@ class StageExits(nn.Module):
 
     def __init__(self, channels: Sequence[int], num_classes: int, *, width: int = 128) -> None:
         super().__init__()
-        check_channels(channels, side="student")
-        if num_classes < 2:
-            raise ValueError(f"num_classes is {num_classes}; at least 2 are needed")
-        if width < _GROUPS or width % _GROUPS:
-            raise ValueError(f"width is {width}; it must be a multiple of {_GROUPS}, the groups of its normalisation")
+        check_exit(channels, num_classes, width)
         self.channels = list(channels)
         self.branches = nn.ModuleList(
             _branch(count, width, num_classes, blocks=len(channels) - 1 - index) for index, count in enumerate(channels)
@@ -74,17 +69,16 @@ class StageExits(nn.Module):
 def _branch(channels: int, width: int, num_classes: int, *, blocks: int) -> nn.Sequential:
     layers: list[nn.Module] = [
         nn.Conv2d(channels, width, kernel_size=1, bias=False),
-        nn.GroupNorm(_GROUPS, width),
+        nn.GroupNorm(GROUPS, width),
         nn.GELU(),
     ]
     for _ in range(blocks):
         layers += [
             nn.Conv2d(width, width, kernel_size=3, stride=2, padding=1, groups=width, bias=False),
             nn.Conv2d(width, width, kernel_size=1, bias=False),
-            nn.GroupNorm(_GROUPS, width),
+            nn.GroupNorm(GROUPS, width),
             nn.GELU(),
         ]
     classifier = nn.Linear(width, num_classes)
-    nn.init.trunc_normal_(classifier.weight, std=0.01)
-    nn.init.zeros_(classifier.bias)
+    start_near_zero(classifier)
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), classifier)

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_kdmri.distillation.stage_maps import check_channels, check_stages, resize_to_raster
-
-_GROUPS = 8
+from hf_kdmri.distillation.stage_maps import GROUPS, check_channels, check_exit, check_stages, resize_to_raster
+from hf_kdmri.models import start_near_zero
 
 
 class AttentionBasedFusion(nn.Module):
@@ -175,14 +174,10 @@ class TopDownFusionExit(nn.Module):
 
     def __init__(self, channels: Sequence[int], num_classes: int, *, width: int = 64) -> None:
         super().__init__()
-        check_channels(channels, side="student")
-        if num_classes < 2:
-            raise ValueError(f"num_classes is {num_classes}; at least 2 are needed")
-        if width < _GROUPS or width % _GROUPS:
-            raise ValueError(f"width is {width}; it must be a multiple of {_GROUPS}, the groups of its normalisation")
+        check_exit(channels, num_classes, width)
         self.channels = list(channels)
         self.laterals = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(count, width, kernel_size=1, bias=False), nn.GroupNorm(_GROUPS, width))
+            nn.Sequential(nn.Conv2d(count, width, kernel_size=1, bias=False), nn.GroupNorm(GROUPS, width))
             for count in channels
         )
         self.gates = nn.ModuleList(_even_gate(width) for _ in channels[1:])
@@ -190,14 +185,13 @@ class TopDownFusionExit(nn.Module):
             nn.Sequential(
                 nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width, bias=False),
                 nn.Conv2d(width, width, kernel_size=1, bias=False),
-                nn.GroupNorm(_GROUPS, width),
+                nn.GroupNorm(GROUPS, width),
                 nn.GELU(),
             )
             for _ in channels
         )
         self.classifier = nn.Linear(len(channels) * width, num_classes)
-        nn.init.trunc_normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
+        start_near_zero(self.classifier)
 
     def forward(self, stages_s: Sequence[Tensor]) -> Tensor:
         """Classify from all stages.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
+
+from hf_kdmri.distillation.geometry import KernelDifference
 
 TERMS = ("logit", "geometry", "sample", "exit", "feature")
 LOGIT_LOSSES = ("kd", "dkd", "dist")
-KERNEL_DIFFERENCES = ("squared", "smooth_l1", "kl", "cka")
+KERNEL_DIFFERENCES = get_args(KernelDifference)
 SAMPLE_LOSSES = ("rkd", "similarity_preserving", "cka", "gromov_wasserstein")
 FEATURE_LOSSES = ("hint", "attention_transfer", "review", "ofa", "partial_cross_attention", "groupwise_linear")
 

@@ -17,7 +17,24 @@ from hf_kdmri.distillation.stage_maps import check_channels, check_map, resize_t
 AttentionTokens = tuple[Tensor, Tensor, Tensor]
 
 
-class HintProjector(nn.Module):
+class _StageProjector(nn.Module):
+    """What projectors share: from one stage of the student to one of the teacher."""
+
+    def __init__(self, student_channels: int, teacher_channels: int) -> None:
+        super().__init__()
+        check_channels([student_channels], side="student")
+        check_channels([teacher_channels], side="teacher")
+        self.student_channels = student_channels
+        self.teacher_channels = teacher_channels
+
+    def _check(self, map_s: Tensor, map_t: Tensor) -> None:
+        check_map(map_s, self.student_channels, side="student")
+        check_map(map_t, self.teacher_channels, side="teacher")
+        if len(map_s) != len(map_t):
+            raise ValueError(f"batch sizes differ: student {len(map_s)}, teacher {len(map_t)}")
+
+
+class HintProjector(_StageProjector):
     """FitNet's regressor: a 1×1 convolution from the student's channels to the teacher's.
 
     The paper's regressor is a convolution whose kernel makes the sizes fit; here the student's map is resized and the
@@ -40,11 +57,7 @@ class HintProjector(nn.Module):
     """
 
     def __init__(self, student_channels: int, teacher_channels: int) -> None:
-        super().__init__()
-        check_channels([student_channels], side="student")
-        check_channels([teacher_channels], side="teacher")
-        self.student_channels = student_channels
-        self.teacher_channels = teacher_channels
+        super().__init__(student_channels, teacher_channels)
         self.projection = nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
 
     def forward(self, map_s: Tensor, map_t: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,11 +74,11 @@ class HintProjector(nn.Module):
         Raises:
             ValueError: channels or batch sizes do not fit.
         """
-        _check_pair(map_s, map_t, self.student_channels, self.teacher_channels)
+        self._check(map_s, map_t)
         return self.projection(resize_to_raster(map_s, _raster(map_t))), teacher_side(map_t)
 
 
-class GroupwiseLinearProjector(nn.Module):
+class GroupwiseLinearProjector(_StageProjector):
     """GL: a linear layer from the student's channels to the teacher's for each neighbourhood of positions.
 
     The raster is cut into `groups_per_side`² rectangles; the positions of one rectangle share a layer. As in the paper,
@@ -91,15 +104,11 @@ class GroupwiseLinearProjector(nn.Module):
     def __init__(
         self, student_channels: int, teacher_channels: int, *, groups_per_side: int = 4, dropout: float = 0.1
     ) -> None:
-        super().__init__()
-        check_channels([student_channels], side="student")
-        check_channels([teacher_channels], side="teacher")
+        super().__init__(student_channels, teacher_channels)
         if groups_per_side < 1:
             raise ValueError(f"groups_per_side is {groups_per_side}; it must be at least 1")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}; it must be at least 0 and below 1")
-        self.student_channels = student_channels
-        self.teacher_channels = teacher_channels
         self.groups_per_side = groups_per_side
         self.dropout = nn.Dropout(dropout)
         self.projections = nn.ModuleList(
@@ -120,7 +129,7 @@ class GroupwiseLinearProjector(nn.Module):
         Raises:
             ValueError: channels or batch sizes do not fit, or a raster with fewer positions than groups.
         """
-        _check_pair(map_s, map_t, self.student_channels, self.teacher_channels)
+        self._check(map_s, map_t)
         height, width = _raster(map_t)
         groups = self.groups_per_side
         if min(height, width) < groups:
@@ -137,7 +146,7 @@ class GroupwiseLinearProjector(nn.Module):
         return torch.cat(rows, dim=1).permute(0, 3, 1, 2), teacher_side(map_t)
 
 
-class PartialCrossAttentionProjector(nn.Module):
+class PartialCrossAttentionProjector(_StageProjector):
     """PCA: queries, keys and values from the student's map, to be matched with the teacher's.
 
     Three 3×3 convolutions give the student's Q, K and V, equation 1; `partial_cross_attention_loss` holds equations 2
@@ -159,11 +168,7 @@ class PartialCrossAttentionProjector(nn.Module):
     """
 
     def __init__(self, student_channels: int, teacher_channels: int) -> None:
-        super().__init__()
-        check_channels([student_channels], side="student")
-        check_channels([teacher_channels], side="teacher")
-        self.student_channels = student_channels
-        self.teacher_channels = teacher_channels
+        super().__init__(student_channels, teacher_channels)
         self.query, self.key, self.value = (
             nn.Conv2d(student_channels, teacher_channels, kernel_size=3, padding=1, bias=False) for _ in range(3)
         )
@@ -181,7 +186,7 @@ class PartialCrossAttentionProjector(nn.Module):
         Raises:
             ValueError: channels or batch sizes do not fit, or a raster of one position.
         """
-        _check_pair(map_s, map_t, self.student_channels, self.teacher_channels)
+        self._check(map_s, map_t)
         resized = resize_to_raster(map_s, _raster(map_t))
         query, key, value = (layer(resized).flatten(2).mT for layer in (self.query, self.key, self.value))
         return (query, key, value), attention_tokens(map_t)
@@ -266,10 +271,3 @@ def _scaled_product(value: Tensor) -> Tensor:
 
 def _raster(maps: Tensor) -> tuple[int, int]:
     return maps.shape[-2], maps.shape[-1]
-
-
-def _check_pair(map_s: Tensor, map_t: Tensor, student_channels: int, teacher_channels: int) -> None:
-    check_map(map_s, student_channels, side="student")
-    check_map(map_t, teacher_channels, side="teacher")
-    if len(map_s) != len(map_t):
-        raise ValueError(f"batch sizes differ: student {len(map_s)}, teacher {len(map_t)}")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
+GROUPS = 8  # of group normalisation in exits
+
 
 def resize_to_raster(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Bring maps to another raster: by the mean of each cell where it is not finer, else bilinearly.
@@ -85,3 +87,21 @@ def check_channels(channels: Sequence[int], *, side: str) -> None:
     """
     if not channels or min(channels) < 1:
         raise ValueError(f"{side} channels are {list(channels)}; one number of at least 1 per stage is needed")
+
+
+def check_exit(channels: Sequence[int], num_classes: int, width: int) -> None:
+    """Refuse what no exit behind the student's stages can be built with.
+
+    Args:
+        channels: channels of the student's stages, finest first.
+        num_classes: K.
+        width: channels within the exit.
+
+    Raises:
+        ValueError: no stages, fewer than two classes, or a width that is not a multiple of `GROUPS`.
+    """
+    check_channels(channels, side="student")
+    if num_classes < 2:
+        raise ValueError(f"num_classes is {num_classes}; at least 2 are needed")
+    if width < GROUPS or width % GROUPS:
+        raise ValueError(f"width is {width}; it must be a multiple of {GROUPS}, the groups of its normalisation")

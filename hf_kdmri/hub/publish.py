@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def push_folder(folder: str | Path, repo_id: str, *, private: bool = False, dry_
         raise FileNotFoundError(
             f"{folder} is no model folder: {' and '.join(missing)} missing. Was it saved completely?"
         )
-    _check_repo_id(repo_id)
+    check_repo_id(repo_id)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
     kept: Iterable[str] = filter_repo_objects(sizes, ignore_patterns=list(IGNORED))
@@ -117,7 +118,7 @@ def push_folder(folder: str | Path, repo_id: str, *, private: bool = False, dry_
     if "README.md" not in sizes:
         logger.warning("%s has no README.md: the model is published without a card", folder)
     api = HfApi(library_name="hf_kdmri")
-    try:
+    with push_errors(f"push of {folder} to {repo_id}", api):
         api.create_repo(repo_id, private=private, exist_ok=True)
         # Not upload_folder: since huggingface_hub 2 it may split a folder over several commits.
         commit = api.create_commit(
@@ -125,22 +126,39 @@ def push_folder(folder: str | Path, repo_id: str, *, private: bool = False, dry_
             operations=[CommitOperationAdd(name, folder / name) for name, _ in files],
             commit_message="Upload the distilled student",
         )
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        reason = _REASONS.get(status, "the Hub answered with an error; push again later, nothing is half done")
-        raise PublishError(f"push of {folder} to {repo_id} failed (HTTP {status}): {reason}. Hub: {error}") from error
-    except (HTTPError, OSError) as error:
-        raise PublishError(
-            f"push of {folder} to {repo_id} failed: {api.endpoint} cannot be reached ({error}). "
-            "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, then push again."
-        ) from error
     return Push(repo_id, files, str(commit.commit_url))
 
 
-def _check_repo_id(repo_id: str) -> None:
+@contextmanager
+def push_errors(what: str, api: HfApi) -> Iterator[None]:
+    """Turn whatever the Hub's client raises inside into a `PublishError` that says what to do.
+
+    Args:
+        what: What was tried, for the message.
+        api: The client, whose endpoint is named.
+    """
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        reason = _REASONS.get(status, "the Hub answered with an error; push again later, nothing is half done")
+        raise PublishError(f"{what} failed (HTTP {status}): {reason}. Hub: {error}") from error
+    except (HTTPError, OSError) as error:
+        raise PublishError(
+            f"{what} failed: {api.endpoint} cannot be reached ({error}). Check the network, HF_ENDPOINT and "
+            f"HF_HUB_OFFLINE, then push again; what is on this machine stays as it is."
+        ) from error
+
+
+def check_repo_id(repo_id: str, example: str = "jane/kdmri-student") -> None:
+    """Refuse what is not of the form `user/name`.
+
+    Raises:
+        ValueError: it has another form.
+    """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ValueError(f"{repo_id!r} is no repository name: {error}") from error
     if repo_id.count("/") != 1:
-        raise ValueError(f"{repo_id!r} is no repository name; expected user/name, for instance jane/kdmri-student")
+        raise ValueError(f"{repo_id!r} is no repository name; expected user/name, for instance {example}")

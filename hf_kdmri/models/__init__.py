@@ -5,6 +5,7 @@ from hf_kdmri.models.image_classification import (
     StudentForImageClassification,
     TeacherForImageClassification,
     TimmClassifier,
+    start_near_zero,
 )
 from hf_kdmri.models.preprocessing import prepare_pixels
 from hf_kdmri.models.stages import stage_indices
@@ -16,4 +17,5 @@ __all__ = [
     "TimmClassifier",
     "prepare_pixels",
     "stage_indices",
+    "start_near_zero",
 ]

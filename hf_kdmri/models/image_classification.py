@@ -285,5 +285,10 @@ def _start_classifier_small(network: torch.nn.Module) -> None:
     for head in heads if isinstance(heads, tuple) else (heads,):
         for module in head.modules():
             if isinstance(module, torch.nn.Linear):
-                torch.nn.init.trunc_normal_(module.weight, std=0.01)
-                torch.nn.init.zeros_(module.bias)
+                start_near_zero(module)
+
+
+def start_near_zero(classifier: torch.nn.Linear) -> None:
+    """Draw small weights and no bias, so that the first logits are nearly equal."""
+    torch.nn.init.trunc_normal_(classifier.weight, std=0.01)
+    torch.nn.init.zeros_(classifier.bias)

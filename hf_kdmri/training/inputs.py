@@ -146,8 +146,8 @@ def is_8_bit(splits: datasets.DatasetDict) -> bool:
 def _without_lone_image(data: RunData, options: RunOptions, state: PartialState) -> RunData:
     """Leave one training image out where the last batch would hold just one.
 
-    Batch normalisation after pooling (MobileNetV4) cannot train on a single image and would stop. Dropping the last
-    batch by `dataloader_drop_last` would shorten validation and test as well.
+    Batch normalisation after pooling (MobileNetV4) cannot train on a single image and would stop. One image is named
+    and left out for good; `dataloader_drop_last` would leave out another one in every epoch.
     """
     train, batch = data.splits["train"], options.training.per_device_train_batch_size
     if len(train) < 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import yaml
 
 from hf_kdmri.models import TimmClassifier
 from hf_kdmri.training.options import OptionError, RunOptions, default_options, write_config
+from hf_kdmri.whole_files import write_whole
 
 # Where things lie, who is told and how many processes read them does not change a result.
 _PLACES = {"output_dir", "overwrite_output_dir", "data_dir", "cache_dir", "preprocessing_num_workers"}
@@ -104,7 +105,7 @@ class RunFolder:
         """Replace one stage's lines in `history.jsonl`."""
         lines = [row for row in self.read_history() if row["stage"] != stage]
         lines += [{"stage": stage, **row} for row in log_history]
-        _write_atomically(self.history_file, lambda: "".join(json.dumps(line) + "\n" for line in lines))
+        write_whole(self.history_file, "".join(json.dumps(line) + "\n" for line in lines))
 
     def read_history(self) -> list[dict[str, Any]]:
         """All lines of `history.jsonl`, in the order of the stages."""
@@ -114,14 +115,8 @@ class RunFolder:
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write `metrics.json`, which marks the run as finished."""
-        _write_atomically(self.metrics_file, lambda: json.dumps(metrics, indent=2) + "\n")
+        write_whole(self.metrics_file, json.dumps(metrics, indent=2) + "\n")
 
     def read_metrics(self) -> dict[str, Any] | None:
         """`metrics.json`, or None while the run is not finished."""
         return json.loads(self.metrics_file.read_text(encoding="utf-8")) if self.metrics_file.is_file() else None
-
-
-def _write_atomically(path: Path, text: Callable[[], str]) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text(), encoding="utf-8")
-    os.replace(unfinished, path)
