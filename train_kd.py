@@ -53,6 +53,9 @@ def main() -> None:
         state.print(f"{run.path} holds this run, finished; nothing to do.")
     else:
         train(options, run, data, models, state)
+        if options.model.teacher_only:
+            state.print(f"Teacher: {run.model_folder('teacher')}  (give it as --teacher to other runs)")
+            return
         evaluate(options, run, data, models, state)
     show_outcome(run, state)
     if options.training.push_to_hub and state.is_main_process:

@@ -81,6 +81,10 @@ def test_bad_files_are_refused_with_the_way_out(tmp_path: Path, text: str, messa
         (["--phantom_slices", "50", "--data_dir", "x"], r"give one of them"),
         (["--config", "absent.yaml"], r"no configuration file at absent\.yaml; configs/ holds"),
         (["--optim", "adam"], r".*"),
+        (["--student_model_args", "ls_init_value"], r"'ls_init_value'; each is name=value"),
+        (["--student_model_args", "depths=[2"], r"the value of depths is not valid YAML"),
+        (["--teacher_only", "--teacher", "there"], r"--teacher there is finished"),
+        (["--views_per_image", "0"], r"views_per_image is 0"),
     ],
 )
 def test_bad_flags_are_refused_with_the_way_out(arguments: list[str], message: str):

@@ -187,3 +187,26 @@ def test_two_processes_do_the_whole_job(tmp_path: Path):
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["models"]["student"]["n"] == metrics["run"]["slices"]["test"]
     assert done.stdout.count("[5/5] Testing") == 1  # one process speaks
+
+
+@pytest.mark.slow
+def test_a_teacher_alone_then_two_students_from_one_cache(tmp_path: Path):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump({**TINY, "num_train_epochs": 2, "baseline": False}))
+    shared = ["--config", str(config), "--cache_dir", str(tmp_path / "cache")]
+    done = train_kd(*shared, "--teacher_only", "--output_dir", str(tmp_path / "teacher"))
+    assert done.returncode == 0, done.stderr[-4000:]
+    teacher = tmp_path / "teacher" / "teacher"
+    assert f"Teacher: {teacher}" in done.stdout and not (tmp_path / "teacher" / "student").exists()
+    for name, option in (("first", "depths=3"), ("second", "depth=4")):
+        done = train_kd(
+            *shared, "--teacher", str(teacher), "--teacher_cache", str(tmp_path / "said"), "--student_model_args", option,
+            "--output_dir", str(tmp_path / name),
+        )  # fmt: skip
+        if name == "first":  # this network has no such argument
+            assert done.returncode != 0 and "test_vit" in done.stderr and "depths" in done.stderr, done.stderr[-2000:]
+            continue
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert "Teacher cache: " in done.stdout
+        student = StudentForImageClassification.from_pretrained(tmp_path / name / "student")
+        assert len(student.timm_model.blocks) == 4 and student.config.model_args["depth"] == 4

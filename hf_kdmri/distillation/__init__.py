@@ -10,7 +10,9 @@ from hf_kdmri.distillation.fusion import AttentionBasedFusion, ReviewFusion, Top
 from hf_kdmri.distillation.gathering import gather_with_gradient
 from hf_kdmri.distillation.geometry import (
     fused_embedding,
+    fused_spatial_kernel,
     fused_spatial_similarity_loss,
+    kernel_difference,
     spatial_kernel,
     spatial_similarity_loss,
 )
@@ -29,7 +31,7 @@ from hf_kdmri.distillation.projectors import (
     partial_cross_attention_loss,
 )
 from hf_kdmri.distillation.samples import rkd_angle_loss, rkd_distance_loss, similarity_preserving_loss
-from hf_kdmri.distillation.terms import Features, distillation_terms
+from hf_kdmri.distillation.terms import Features, TeacherTargets, distillation_terms, teacher_targets
 
 __all__ = [
     "AttentionBasedFusion",
@@ -43,6 +45,7 @@ __all__ = [
     "PartialCrossAttentionProjector",
     "ReviewFusion",
     "StageExits",
+    "TeacherTargets",
     "TopDownFusionExit",
     "attention_tokens",
     "attention_transfer_loss",
@@ -51,12 +54,14 @@ __all__ = [
     "distillation_terms",
     "dkd_loss",
     "fused_embedding",
+    "fused_spatial_kernel",
     "fused_spatial_similarity_loss",
     "gather_with_gradient",
     "gromov_wasserstein_loss",
     "hcl_loss",
     "hint_loss",
     "kd_loss",
+    "kernel_difference",
     "lesion_weights",
     "ofa_loss",
     "partial_cross_attention_loss",
@@ -67,4 +72,5 @@ __all__ = [
     "spatial_similarity_loss",
     "standardize_logits",
     "teacher_column_order",
+    "teacher_targets",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -108,21 +109,62 @@ def fused_spatial_similarity_loss(
         ValueError: no stages, unequal batch sizes, weights that do not fit, a mask of another shape, or a difference
             that is unknown or impossible with this grid or mask.
     """
-    if difference not in get_args(KernelDifference):
-        raise ValueError(f"difference is {difference!r}; it must be one of {', '.join(get_args(KernelDifference))}")
-    if difference in ("kl", "cka") and grid < 2:
-        raise ValueError(f"difference {difference!r} compares positions and needs a grid of at least 2, got {grid}")
-    if difference == "cka" and mask is not None:
-        raise ValueError('difference "cka" takes no mask: weights would make its estimate biased; use "squared"')
-    if not stages_s or not stages_t:
-        raise ValueError("at least one stage map is needed on each side")
-    if len({maps.shape[0] for maps in (*stages_s, *stages_t)}) != 1:
+    check_difference(difference, grid, masked=mask is not None)
+    if stages_s and stages_t and len({maps.shape[0] for maps in (*stages_s, *stages_t)}) != 1:
         raise ValueError(
             f"batch sizes differ: student {[s.shape[0] for s in stages_s]}, teacher {[t.shape[0] for t in stages_t]}"
         )
-    kernel_s = _fused_kernel(stages_s, weights, grid)
+    kernel_s = fused_spatial_kernel(stages_s, weights=weights, grid=grid)
     with torch.no_grad():
-        kernel_t = _fused_kernel([maps.detach() for maps in stages_t], weights, grid)
+        kernel_t = fused_spatial_kernel([maps.detach() for maps in stages_t], weights=weights, grid=grid)
+    return kernel_difference(kernel_s, kernel_t, mask=mask, difference=difference)
+
+
+def fused_spatial_kernel(stages: Sequence[Tensor], *, weights: Sequence[float] | None = None, grid: int = 7) -> Tensor:
+    """Weighted mean of the stages' spatial kernels: one side of `fused_spatial_similarity_loss`.
+
+    Args:
+        stages: maps (B, C_i, H_i, W_i).
+        weights: one weight ≥ 0 per stage, normalised to sum 1; default equal.
+        grid: common raster, cells per side.
+
+    Returns:
+        (B, P, P) with P = grid², symmetric, values in [-1, 1], float32 or float64.
+
+    Raises:
+        ValueError: no stages, or weights that do not fit.
+    """
+    if not stages:
+        raise ValueError("at least one stage map is needed on each side")
+    shares = _shares(weights, len(stages))
+    kernels = [spatial_kernel(maps, grid=grid) for maps in stages]
+    return torch.stack([kernel * share for kernel, share in zip(kernels, shares, strict=True)]).sum(0)
+
+
+def kernel_difference(
+    kernel_s: Tensor, kernel_t: Tensor, *, mask: Tensor | None = None, difference: KernelDifference = "squared"
+) -> Tensor:
+    """Difference between two fused spatial kernels; the differences are told at `fused_spatial_similarity_loss`.
+
+    Args:
+        kernel_s: student (B, P, P), P a square number.
+        kernel_t: teacher (B, P, P); it may be in half precision, as a teacher cache keeps it.
+        mask: optional weights of positions (B, 1, H, W) ≥ 0.
+        difference: one of four.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: kernels or mask of another shape, or a difference that is unknown or impossible with them.
+    """
+    if kernel_s.shape != kernel_t.shape or kernel_s.ndim != 3:
+        raise ValueError(
+            f"expected two kernels (B, P, P), got student {tuple(kernel_s.shape)}, teacher {tuple(kernel_t.shape)}"
+        )
+    grid = math.isqrt(kernel_s.shape[-1])
+    check_difference(difference, grid, masked=mask is not None)
+    kernel_t = kernel_t.detach().to(kernel_s.dtype)
     position = _position_weights(mask, kernel_s, grid)
     if difference == "cka":
         return (1 - alignment(kernel_s, kernel_t)).mean()
@@ -131,6 +173,20 @@ def fused_spatial_similarity_loss(
     penalty = F.mse_loss if difference == "squared" else F.smooth_l1_loss
     pair = position[:, :, None] * position[:, None, :]
     return _weighted_mean(penalty(kernel_s, kernel_t, reduction="none").flatten(1), pair.flatten(1))
+
+
+def check_difference(difference: str, grid: int, *, masked: bool) -> None:
+    """Refuse a difference of kernels that is unknown, or impossible with this grid or mask.
+
+    Raises:
+        ValueError: what is wrong and what would do.
+    """
+    if difference not in get_args(KernelDifference):
+        raise ValueError(f"difference is {difference!r}; it must be one of {', '.join(get_args(KernelDifference))}")
+    if difference in ("kl", "cka") and grid < 2:
+        raise ValueError(f"difference {difference!r} compares positions and needs a grid of at least 2, got {grid}")
+    if difference == "cka" and masked:
+        raise ValueError('difference "cka" takes no mask: weights would make its estimate biased; use "squared"')
 
 
 def fused_embedding(stages: Sequence[Tensor], *, weights: Sequence[float] | None = None) -> Tensor:
@@ -192,12 +248,6 @@ def _row_divergence(kernel_s: Tensor, kernel_t: Tensor, position: Tensor) -> Ten
         return (kernel / KERNEL_TEMPERATURE + log_weight).masked_fill(own, -1e4).log_softmax(-1)
 
     return F.kl_div(log_rows(kernel_s), log_rows(kernel_t), log_target=True, reduction="none").sum(-1)
-
-
-def _fused_kernel(stages: Sequence[Tensor], weights: Sequence[float] | None, grid: int) -> Tensor:
-    shares = _shares(weights, len(stages))
-    kernels = [spatial_kernel(maps, grid=grid) for maps in stages]
-    return torch.stack([kernel * share for kernel, share in zip(kernels, shares, strict=True)]).sum(0)
 
 
 def _shares(weights: Sequence[float] | None, stages: int) -> list[float]:

@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 from hf_kdmri.distillation.heads import DistillationHeads
 from hf_kdmri.distillation.labels import teacher_column_order
 from hf_kdmri.distillation.options import LossOptions
-from hf_kdmri.distillation.terms import Features, distillation_terms
+from hf_kdmri.distillation.terms import Features, TeacherTargets, distillation_terms, teacher_targets
 from hf_kdmri.models import TimmClassifier, prepare_pixels
 
 
@@ -137,7 +137,11 @@ class DistillationModel(nn.Module):
         return {key: value for key, value in self.state_dict().items() if not key.startswith("student.")}
 
     def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, masks: Tensor | None = None
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        masks: Tensor | None = None,
+        targets: dict[str, Tensor] | None = None,
     ) -> DistillationOutput:
         """Student logits and, with labels, the loss; the teacher is asked only while training.
 
@@ -146,6 +150,8 @@ class DistillationModel(nn.Module):
                 normalised as the student expects. Each model gets it in its own size and normalisation.
             labels: (B,) class indices, in the student's order.
             masks: (B, 1, H, W) tumour masks of the view, uint8 with 255 inside; only lesion weighting needs them.
+            targets: the fields of `TeacherTargets` for these very views, from a teacher cache; the teacher is then not
+                asked.
 
         Returns:
             `DistillationOutput`. In eval mode, without a teacher, or with every λ at 0, the loss is the cross-entropy
@@ -159,15 +165,29 @@ class DistillationModel(nn.Module):
             loss = self._cross_entropy(logits, labels)
             return DistillationOutput(loss=loss, logits=logits, terms={"ce": loss})
 
-        needs_stages = self.loss_options.needs_stages
-        with torch.no_grad(), self._teacher_precision(pixel_values.device):
-            teacher = _run(self.teacher, self._input_of(self.teacher, pixel_values), needs_stages)
-            teacher = Features(teacher.logits[:, self._teacher_columns], teacher.stages)
-        student = _run(self.student, student_input, needs_stages)
-
+        teacher = self.ask_teacher(pixel_values) if targets is None else TeacherTargets(**targets)  # type: ignore[arg-type]  # no maps
+        student = _run(self.student, student_input, self.loss_options.needs_stages)
         terms = {"ce": self._cross_entropy(student.logits, labels)}
         terms |= distillation_terms(self.loss_options, self.heads, student, teacher, labels, masks)
         return DistillationOutput(loss=self.total(terms), logits=student.logits, terms=terms)
+
+    @torch.no_grad()
+    def ask_teacher(self, pixel_values: Tensor, options: LossOptions | None = None) -> TeacherTargets:
+        """What the teacher says of a view, reduced to what the terms compare.
+
+        Args:
+            pixel_values: as `forward` takes them.
+            options: which terms; default the model's own.
+
+        Raises:
+            ValueError: there is no teacher.
+        """
+        options = options or self.loss_options
+        if self.teacher is None:
+            raise ValueError("this model has no teacher to ask; build it as DistillationModel(student, teacher)")
+        with self._teacher_precision(pixel_values.device):
+            said = _run(self.teacher, self._input_of(self.teacher, pixel_values), options.needs_stages)
+        return teacher_targets(options, Features(said.logits[:, self._teacher_columns], said.stages))
 
     def total(self, terms: dict[str, Tensor], progress: float = 1.0) -> Tensor:
         """Cross-entropy plus the other terms, each times its λ at that share (0 to 1) of all steps."""

@@ -121,6 +121,11 @@ class LossOptions:
         return any(term != "logit" for term in self.terms)
 
     @property
+    def needs_teacher_maps(self) -> bool:
+        """Whether any term compares the teacher's maps themselves, and not a relation that is taken from them."""
+        return self.feature_weight > 0 and self.feature_loss != "ofa"
+
+    @property
     def warms_up(self) -> bool:
         """Whether any λ changes in the course of training."""
         return any(self.weight(term, 0.0) != self.weight(term) for term in TERMS)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from hf_kdmri.distillation.feature_maps import attention_transfer_loss, hcl_loss, hint_loss
 from hf_kdmri.distillation.gathering import gather_with_gradient
-from hf_kdmri.distillation.geometry import fused_embedding, fused_spatial_similarity_loss
+from hf_kdmri.distillation.geometry import fused_embedding, fused_spatial_kernel, kernel_difference
 from hf_kdmri.distillation.heads import middle_pair
 from hf_kdmri.distillation.kernels import cka_loss, gromov_wasserstein_loss
 from hf_kdmri.distillation.lesions import lesion_weights
@@ -36,16 +36,54 @@ class Features:
     logits: Tensor
     stages: tuple[Tensor, ...] = ()
 
-    def shuffled(self) -> Features:
-        """What the model says of the next image of the batch, the first one's neighbour being the last."""
-        return Features(self.logits.roll(1, 0), tuple(maps.roll(1, 0) for maps in self.stages))
+
+@dataclass(frozen=True)
+class TeacherTargets:
+    """What the terms need of the teacher, small enough to be kept on disk but for the stage maps.
+
+    Attributes:
+        logits: (B, K), in the student's order of classes.
+        kernel: fused spatial kernels (B, P, P); None where the term `geometry` is off.
+        embedding: fused embeddings (B, D); None where the term `sample` is off.
+        stages: maps (B, C_i, H_i, W_i), finest first; empty where no term needs the maps themselves.
+    """
+
+    logits: Tensor
+    kernel: Tensor | None = None
+    embedding: Tensor | None = None
+    stages: tuple[Tensor, ...] = ()
+
+    def shuffled(self) -> TeacherTargets:
+        """What the teacher says of the next image of the batch, the first one's neighbour being the last."""
+        logits, kernel, embedding = (
+            None if value is None else value.roll(1, 0) for value in (self.logits, self.kernel, self.embedding)
+        )
+        assert logits is not None
+        return TeacherTargets(logits, kernel, embedding, tuple(maps.roll(1, 0) for maps in self.stages))
+
+
+@torch.no_grad()
+def teacher_targets(options: LossOptions, teacher: Features) -> TeacherTargets:
+    """Reduce the teacher's output to what the terms whose λ is above 0 compare.
+
+    Args:
+        options: which terms, and their numbers.
+        teacher: logits and, where a term needs them, stage maps.
+    """
+    stages = tuple(maps.detach() for maps in teacher.stages)
+    kernel = embedding = None
+    if options.geometry_weight > 0:
+        kernel = fused_spatial_kernel(stages, weights=options.stage_weights, grid=options.geometry_grid)
+    if options.sample_weight > 0:
+        embedding = fused_embedding(stages, weights=options.stage_weights)
+    return TeacherTargets(teacher.logits.detach(), kernel, embedding, stages if options.needs_teacher_maps else ())
 
 
 def distillation_terms(
     options: LossOptions,
     heads: Mapping[str, nn.Module] | nn.ModuleDict,
     student: Features,
-    teacher: Features,
+    teacher: Features | TeacherTargets,
     labels: Tensor,
     masks: Tensor | None = None,
 ) -> dict[str, Tensor]:
@@ -58,7 +96,7 @@ def distillation_terms(
         options: which terms, and their numbers.
         heads: the modules of `DistillationHeads`.
         student: with gradient.
-        teacher: without.
+        teacher: without; its whole output, or what `teacher_targets` made of it.
         labels: (B,) class indices.
         masks: (B, 1, H, W) tumour masks, uint8 with 255 inside, needed for `lesion_weighting`.
 
@@ -68,23 +106,23 @@ def distillation_terms(
     Raises:
         ValueError: lesion weighting without masks.
     """
+    if isinstance(teacher, Features):
+        teacher = teacher_targets(options, teacher)
     if options.shuffle_teacher:
         teacher = teacher.shuffled()
     terms = {}
     if options.logit_weight > 0:
         terms["logit"] = _logit_term(options, student.logits, teacher.logits, labels)
     if options.geometry_weight > 0:
-        terms["geometry"] = fused_spatial_similarity_loss(
-            student.stages,
-            teacher.stages,
-            weights=options.stage_weights,
-            grid=options.geometry_grid,
+        terms["geometry"] = kernel_difference(
+            fused_spatial_kernel(student.stages, weights=options.stage_weights, grid=options.geometry_grid),
+            _asked_for(teacher.kernel, "geometry"),
             mask=_position_weights(masks) if options.lesion_weighting else None,
             difference=options.geometry_difference,  # type: ignore[arg-type]  # checked in the options
         )
     if options.sample_weight > 0:
         embeddings_s = gather_with_gradient(fused_embedding(student.stages, weights=options.stage_weights))
-        embeddings_t = gather_with_gradient(fused_embedding(teacher.stages, weights=options.stage_weights))
+        embeddings_t = gather_with_gradient(_asked_for(teacher.embedding, "sample"))
         terms["sample"] = _between_images(_SAMPLE_LOSSES[options.sample_loss], embeddings_s, embeddings_t)
     if options.exit_weight > 0:
         logits = heads["exit"](student.stages).float()
@@ -94,6 +132,12 @@ def distillation_terms(
     if options.feature_weight > 0:
         terms["feature"] = _feature_term(options, heads, student, teacher, labels)
     return terms
+
+
+def _asked_for(target: Tensor | None, term: str) -> Tensor:
+    if target is None:
+        raise ValueError(f"the term {term!r} is on, but the teacher's targets were made without it; make them again")
+    return target
 
 
 def _position_weights(masks: Tensor | None) -> Tensor:
@@ -138,7 +182,7 @@ def _feature_term(
     options: LossOptions,
     heads: Mapping[str, nn.Module] | nn.ModuleDict,
     student: Features,
-    teacher: Features,
+    teacher: TeacherTargets,
     labels: Tensor,
 ) -> Tensor:
     loss = options.feature_loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field, fields
 
@@ -33,6 +34,17 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
         default=None,
         metadata={"help": "Threads per process on a CPU; by default all cores, shared by this machine's processes."},
     )
+    views_per_image: int | None = field(
+        default=None,
+        metadata={"help": "Random views of each image: epoch e trains on view e mod this; default: a new view each."},
+    )
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that keeps what the teacher says of all views (built if absent), so that further students "
+            "need not ask it again; views_per_image is then by default the number of epochs."
+        },
+    )
     # Fields of TrainingArguments whose defaults suit this task better.
     num_train_epochs: float = field(default=30.0, metadata={"help": "Epochs of every stage."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
@@ -52,7 +64,14 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
             raise ValueError(f"teacher_dtype is {self.teacher_dtype!r}; choose one of {', '.join(_DTYPES)}")
         if self.cpu_threads is not None and self.cpu_threads < 1:
             raise ValueError(f"cpu_threads is {self.cpu_threads}; at least 1 is needed, or leave it out for all cores")
+        if self.views_per_image is not None and self.views_per_image < 1:
+            raise ValueError(f"views_per_image is {self.views_per_image}; at least 1 is needed")
         LossOptions.__post_init__(self)
+        if self.teacher_cache is not None and self.needs_teacher_maps:
+            raise ValueError(
+                f"feature_loss {self.feature_loss} compares the teacher's feature maps, which teacher_cache does not "
+                "keep; leave teacher_cache out, or feature_weight at 0"
+            )
         if not torch.accelerator.is_available():
             # Trainer refuses bf16 without a GPU unless told that the CPU is meant; here there is nothing else to mean.
             self.use_cpu = True
@@ -69,6 +88,18 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
     def loss_options(self) -> LossOptions:
         """The numbers of the loss."""
         return LossOptions(**{option.name: getattr(self, option.name) for option in fields(LossOptions)})
+
+    def count_views(self) -> int | None:
+        """K, the number of random views of each image; None for a new one in every epoch.
+
+        Raises:
+            ValueError: a teacher cache whose number of views is not known.
+        """
+        if self.views_per_image is not None or self.teacher_cache is None:
+            return self.views_per_image
+        if self.max_steps > 0:
+            raise ValueError("teacher_cache with max_steps needs views_per_image: how many views of each image to keep")
+        return math.ceil(self.num_train_epochs)
 
     def teacher_torch_dtype(self) -> torch.dtype | None:
         """`teacher_dtype` as torch knows it; None for the precision that surrounds the teacher."""

@@ -48,6 +48,12 @@ class ModelOptions:
         default=None, metadata={"help": "Learning rate of the teacher, if not learning_rate."}
     )
     student_architecture: str = field(default="efficientvit_b0", metadata={"help": "timm name of the student."})
+    student_model_args: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Further arguments of the student's timm architecture: name=value, e.g. ls_init_value=0.1."
+        },
+    )
     student_weights: str | None = field(
         default=None, metadata={"help": "Local .safetensors file, in timm's keys, that both students start from."}
     )
@@ -55,12 +61,40 @@ class ModelOptions:
     student_drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the student."})
     num_scales: int = field(default=3, metadata={"help": "Stage maps compared between teacher and student."})
     baseline: bool = field(default=True, metadata={"help": "Also train the student without a teacher, to compare."})
+    teacher_only: bool = field(
+        default=False, metadata={"help": "Train the teacher and stop: a folder to give as --teacher to other runs."}
+    )
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no model."""
         for name in ("teacher_image_size", "student_image_size"):
             if getattr(self, name) < 32:
                 raise OptionError(f"{name} is {getattr(self, name)}; the stages need at least 32 pixels")
+        timm_arguments(self.student_model_args)
+        if self.teacher_only and self.teacher is not None:
+            raise OptionError(f"teacher_only trains a teacher, but --teacher {self.teacher} is finished; leave one out")
+
+
+def timm_arguments(assignments: Sequence[str] | None) -> dict[str, Any]:
+    """Read `name=value` pairs, the values as YAML.
+
+    Raises:
+        OptionError: a pair without "=" or a value that is no YAML.
+
+    Example:
+        >>> timm_arguments(["ls_init_value=0.1", "depths=[2, 2, 6, 2]"])
+        {'ls_init_value': 0.1, 'depths': [2, 2, 6, 2]}
+    """
+    arguments = {}
+    for assignment in assignments or ():
+        name, equals, value = assignment.partition("=")
+        if not equals or not name.isidentifier():
+            raise OptionError(f"student_model_args has {assignment!r}; each is name=value, such as ls_init_value=0.1")
+        try:
+            arguments[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise OptionError(f"student_model_args: the value of {name} is not valid YAML: {error}") from error
+    return arguments
 
 
 OPTION_CLASSES = (DataOptions, ModelOptions, DistillationTrainingArguments)

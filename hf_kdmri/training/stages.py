@@ -18,7 +18,7 @@ from hf_kdmri.distillation import DistillationModel, teacher_column_order
 from hf_kdmri.models import StudentForImageClassification, TeacherForImageClassification, TimmClassifier
 from hf_kdmri.training.arguments import DistillationTrainingArguments
 from hf_kdmri.training.callbacks import HistoryWriter, StageProgress
-from hf_kdmri.training.options import RunOptions
+from hf_kdmri.training.options import RunOptions, timm_arguments
 from hf_kdmri.training.run_folder import RunFolder
 from hf_kdmri.training.trainer import DistillationTrainer
 
@@ -48,6 +48,7 @@ def _build_student(options: RunOptions, labels: list[str]) -> StudentForImageCla
         image_size=options.model.student_image_size,
         weights=options.model.student_weights,
         drop_path_rate=options.model.student_drop_path_rate,
+        model_args=timm_arguments(options.model.student_model_args),
         num_scales=options.model.num_scales,
     )
 
@@ -62,8 +63,9 @@ def build_models(options: RunOptions, labels: list[str], run: RunFolder) -> dict
     else:
         models["teacher"] = _build_teacher(options, labels)
     teacher_column_order(labels, models["teacher"].labels)  # refuses other classes now, not after hours
-    for stage in ("baseline", "student"):
-        if stage == "student" or options.model.baseline:
+    wanted = {"baseline": options.model.baseline, "student": True}
+    for stage, on in wanted.items():
+        if on and not options.model.teacher_only:
             if run.has_model(stage):
                 models[stage] = StudentForImageClassification.from_pretrained(run.model_folder(stage))
             else:

@@ -10,11 +10,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hf_kdmri.data.augmentation import RandomViews
+from hf_kdmri.data.views import ViewDataset
 from hf_kdmri.distillation import DistillationModel
 from hf_kdmri.training.arguments import DistillationTrainingArguments
+from hf_kdmri.training.teacher_cache import TeacherCache, TeacherCacheError, cache_facts, prepare_teacher_cache
 
 HEAD_FILE = "distillation_head.safetensors"
 STUDENT_FILE = "model.safetensors"
@@ -76,6 +78,38 @@ class DistillationTrainer(Trainer):
         self._term_count = 0
         super().__init__(model=model, args=args, **kwargs)
         self.augmentation = augmentation
+        self.teacher_cache: TeacherCache | None = None
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train as `Trainer.train` does, after the teacher cache was opened or built where one is asked for."""
+        model = self._distillation_model()
+        if self.args.teacher_cache is not None and model.teacher is not None and model.loss_options.terms:
+            self.teacher_cache = self._prepare_teacher_cache(model)
+        return super().train(*args, **kwargs)
+
+    def _prepare_teacher_cache(self, model: DistillationModel) -> TeacherCache:
+        if not isinstance(self.train_dataset, ViewDataset):
+            raise TeacherCacheError("a teacher cache needs views made by prepare_views as train_dataset")
+        views_per_image = self.args.count_views() if self.augmentation is not None else 1
+        facts = cache_facts(
+            model,
+            self.train_dataset,
+            self.augmentation,
+            seed=self.args.seed,
+            views_per_image=views_per_image or 1,
+            precision=str(model.teacher_dtype or ("bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "fp32")),
+        )
+        return prepare_teacher_cache(
+            Path(str(self.args.teacher_cache)),
+            model,
+            self.train_dataset,
+            self.augmentation,
+            facts,
+            device=self.args.device,
+            batch_size=self.args.per_device_eval_batch_size,
+            precision=self.accelerator.autocast,
+            progress=not self.args.disable_tqdm,
+        )
 
     def compute_loss(
         self,
@@ -97,12 +131,14 @@ class DistillationTrainer(Trainer):
             The loss, a scalar; with `return_outputs`, also `{"loss", "logits"}`.
         """
         pixel_values, labels, masks = inputs["pixel_values"], inputs["labels"], inputs.get("masks")
+        view, targets = self._view_of_this_epoch(), None
         if model.training and self.augmentation is not None:
-            epoch = int(self.state.epoch or 0)
             pixel_values, masks = self.augmentation.with_masks(
-                pixel_values, masks, inputs["index"], seed=self.args.seed, epoch=epoch
+                pixel_values, masks, inputs["index"], seed=self.args.seed, epoch=view
             )
-        outputs = model(pixel_values, labels=labels, masks=masks)
+        if model.training and self.teacher_cache is not None:
+            targets = self.teacher_cache.read(self.args, inputs["index"], view)
+        outputs = model(pixel_values, labels=labels, masks=masks, targets=targets)
         loss = outputs["loss"]
         if model.training:
             if self._distillation_model().loss_options.warms_up:
@@ -111,6 +147,12 @@ class DistillationTrainer(Trainer):
             hits = (outputs["logits"].detach().argmax(1) == labels).float().mean()
             self._collect({**{f"loss_{name}": term for name, term in outputs["terms"].items()}, "train_accuracy": hits})
         return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
+
+    def _view_of_this_epoch(self) -> int:
+        epoch, views_per_image = int(self.state.epoch or 0), self.args.count_views()
+        if self.augmentation is None:
+            return 0
+        return epoch if views_per_image is None else epoch % views_per_image
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         # transformers would drop the last images of an evaluation, too, where training drops them
