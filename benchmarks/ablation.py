@@ -149,13 +149,16 @@ class Ablation:
         return self.tasks[run]
 
     def _teacher(self, run: Run) -> tuple[Path, Future | None]:
-        """The folder of a run's teacher, and what has to be done first for it to be there."""
+        """The folder of a run's teacher, and what has to be done first for it to be there.
+
+        A run without a teacher is given the convolutional one, which is at hand, and does not ask it.
+        """
         of_cnn = run.pair == TO_TRANSFORMER
         if run.method == "untrained_teacher":
             architecture = CNN if of_cnn else _transformer()
             folder = self.arguments.runs / "teachers" / f"untrained-{architecture}"
             return folder, self._once(folder, lambda: _save_untrained(architecture, folder))
-        if of_cnn != (run.method == "same_family"):
+        if run.method in WITHOUT_TEACHER or of_cnn != (run.method == "same_family"):
             folder = self.arguments.runs / "teachers" / f"{CNN}-fold{run.fold}-seed{run.seed}"
             return folder / "teacher", self._once(folder / "teacher", lambda: self._train_teacher(run, folder))
         # the student that the convolutional network taught by its logits

@@ -38,7 +38,7 @@ def ablation_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _pair_table(rows: Sequence[Mapping[str, Any]]) -> str:
     alone = {(row["fold"], row["seed"]): row for row in rows if row["method"] == "alone"}
     first = rows[0]
-    teachers = sorted({row["teacher"] for row in rows if row["method"] in ("alone", "hinton", "fusion")})
+    teachers = sorted({row["teacher"] for row in rows if row["method"] == "hinton"})
     scores = [row["teacher_accuracy"] for row in rows if row["method"] == "hinton"]
     told = f", test accuracy {_spread(scores)} %" if scores else ""
     schedule = len(first["validation_accuracy"])
