@@ -1,4 +1,4 @@
-"""The command line: `kdmri predict | evaluate | export | push`.
+"""The command line: `kdmri predict | evaluate | report | compare | export | push`.
 
 Results go to standard output, everything else to standard error. Heavy libraries are imported by the command that needs
 them, so that `kdmri --help` answers at once.
@@ -10,9 +10,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+from hf_kdmri.run_commands import add_run_commands
 
 if TYPE_CHECKING:
     from hf_kdmri.inference import ImageClassifier, Outcome
@@ -44,6 +46,7 @@ class ReportFormat(str, Enum):
 
     table = "table"
     json = "json"
+    markdown = "markdown"
 
 
 class ExportFormat(str, Enum):
@@ -119,70 +122,103 @@ def predict(
     _list_failures(failures, total)
 
 
-@app.command(epilog="Example: kdmri evaluate jane/kdmri-student --images scans/ --labels labels.csv --format json")
+@app.command(
+    epilog="Example: kdmri evaluate jane/kdmri-student --images scans/ --labels labels.csv --label-map notumor="
+)
 def evaluate(
     model: Annotated[str, typer.Argument(help="Model folder, or user/name on the Hugging Face Hub.")],
     images: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder that the CSV's files lie in.")],
     labels: Annotated[
         Path,
         typer.Option(
-            exists=True, dir_okay=False, help="CSV with columns file, label (a class name) and, if known, patient."
+            exists=True,
+            dir_okay=False,
+            help="CSV (comma, semicolon or tab) with columns file, label (a class name, in any case) and, if known, "
+            "patient.",
         ),
     ],
+    label_map: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=CLASS", help="Take NAME for CLASS, or, as NAME=, skip its rows. For each name once."
+        ),
+    ] = None,
+    file_column: Annotated[str, typer.Option(help="Name of the column of files.")] = "file",
+    label_column: Annotated[str, typer.Option(help="Name of the column of labels.")] = "label",
+    patient_column: Annotated[
+        str | None, typer.Option(help="Name of the column of patients.", show_default="patient, if there is one")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write each image's probabilities here: .csv or .parquet.")
+    ] = None,
     format: Annotated[ReportFormat, typer.Option(help="How to print.")] = ReportFormat.table,
     batch_size: BatchSize = 16,
     device: Device = "cpu",
 ) -> None:
-    """Score a model on images of your own: accuracy, macro F1, recall per class and confusion matrix.
+    """Score a model on images of your own: accuracy, macro F1, recall per class, confusion matrix and more.
 
-    With a column patient, also over patients by mean probability. Files that cannot be read are listed, left out of the
-    score and make the exit code 1.
+    With a column patient, also over patients by mean probability, and with intervals over patients. Files that cannot
+    be read are listed, left out of the score and make the exit code 1. What share was skipped, and why, is printed.
     """
-    from hf_kdmri.label_file import read_label_file
+    from hf_kdmri.evaluation_output import (
+        check_prediction_file,
+        describe_files,
+        format_report,
+        score_files,
+        write_predictions,
+    )
+    from hf_kdmri.label_file import parse_label_map, read_label_file, same_content
 
-    classifier = _load(model, device)
     try:
-        rows = read_label_file(labels, images, classifier.labels)
+        mapping = parse_label_map(label_map or [])
+        if predictions is not None:
+            check_prediction_file(predictions)
     except ValueError as error:
         _stop(error, USAGE)
-    outcomes = list(_with_progress(classifier.classify_files((row.path for row in rows), batch_size), len(rows)))
-    scored = [(row, outcome) for row, outcome in zip(rows, outcomes, strict=True) if outcome.probabilities is not None]
-    failures = [outcome for outcome in outcomes if outcome.probabilities is None]
-    if scored:
-        from hf_kdmri.evaluation.metrics import ClassificationReport
-
-        try:
-            report = ClassificationReport(classifier.labels).compute(
-                predictions=[outcome.probabilities for _, outcome in scored],
-                references=[row.label for row, _ in scored],
-                groups=[row.patient for row, _ in scored] if rows[0].patient is not None else None,
-            )
-        except ValueError as error:
-            _stop(f"{labels}: {error}", USAGE)
-        _print_report(report, classifier.labels, format)
-    _list_failures(failures, len(rows))
-
-
-def _print_report(report: dict[str, Any], labels: list[str], format: ReportFormat) -> None:
-    if format is ReportFormat.json:
-        import json
-
-        typer.echo(json.dumps(report, indent=2))
-        return
-    for unit, part in (("slices", report), ("patients", report.get("patients"))):
-        if part is None:
-            continue
-        typer.echo(
-            f"{part['n']} {unit}: accuracy {part['accuracy']:.1%}, macro F1 {part['macro_f1']:.1%}, "
-            f"balanced accuracy {part['balanced_accuracy']:.1%}"
+    classifier = _load(model, device)
+    try:
+        table = read_label_file(
+            labels,
+            images,
+            classifier.labels,
+            label_map=mapping,
+            file_column=file_column,
+            label_column=label_column,
+            patient_column=patient_column,
         )
-        width = max(map(len, labels))
-        typer.echo(f"  {'true':{width}}  recall  predicted " + "  ".join(f"{label:>6}" for label in labels))
-        for label, counts in zip(labels, part["confusion_matrix"], strict=True):
-            recall = part["recall_per_class"][label]
-            shown = "     –" if recall is None else f"{recall:6.1%}"
-            cells = "  ".join(f"{count:>{max(6, len(name))}}" for count, name in zip(counts, labels, strict=True))
-            typer.echo(f"  {label:{width}}  {shown}            {cells}")
+    except ValueError as error:
+        _stop(error, USAGE)
+    for name in table.unused:
+        typer.echo(f"kdmri: the label map names {name!r}, which no row has", err=True)
+    rows, copies = table.rows, same_content([row.path for row in table.rows])
+    for group in copies:
+        typer.echo(f"kdmri: {', '.join(map(str, group))} are the same file, byte for byte", err=True)
+    outcomes = list(_with_progress(classifier.classify_files((row.path for row in rows), batch_size), len(rows)))
+    pairs = list(zip(rows, outcomes, strict=True))
+    scored = [(row, outcome.probabilities) for row, outcome in pairs if outcome.probabilities is not None]
+    failures = [outcome for outcome in outcomes if outcome.probabilities is None]
+    files = {
+        "listed": len(rows) + sum(table.skipped.values()),
+        "scored": len(scored),
+        "skipped_labels": table.skipped,
+        "unreadable": len(failures),
+        "copies": sum(len(group) - 1 for group in copies),
+    }
+    if not scored:
+        typer.echo(f"kdmri: nothing to score: {describe_files(files)}", err=True)
+        _list_failures(failures, len(rows))
+    kept, probabilities = zip(*scored, strict=True)
+    try:
+        report = score_files(kept, probabilities, classifier.labels, files)
+    except ValueError as error:
+        _stop(f"{labels}: {error}", USAGE)
+    if predictions is not None:
+        try:
+            write_predictions(predictions, kept, probabilities, classifier.labels, images)
+        except OSError as error:
+            _stop(f"--predictions {predictions} cannot be written: {error.strerror or error}")
+    typer.echo(format_report(report, classifier.labels, format.value))
+    _list_failures(failures, len(rows))
 
 
 @app.command(epilog="Example: kdmri export runs/demo/student --to onnx --out student.onnx")
@@ -228,6 +264,8 @@ def push(
     if result.url:
         typer.echo(result.url)
 
+
+add_run_commands(app)
 
 if __name__ == "__main__":
     app()

@@ -5,19 +5,25 @@ Nothing here knows how the model was trained: whatever `AutoModelForImageClassif
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import SupportsFloat
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from hf_kdmri.data.pictures import PictureError, decode_picture, is_wide, stored_mode
+from hf_kdmri.whole_files import write_whole
+
+TEMPERATURE_KEY = "calibration_temperature"  # in config.json; see `hf_kdmri.models.KDConfig`
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,15 @@ class ImageClassifier:
     Args:
         model: Folder or Hub name.
         device: `cpu`, `cuda`, …; there is no fall-back to another.
+        calibrated: Divide the logits by the temperature that `save_temperature` stored with the model. Probabilities
+            change, predicted classes do not.
 
     Raises:
-        ValueError: The model cannot be found or loaded, or the device is not there.
+        ValueError: The model cannot be found or loaded, the device is not there, or `calibrated` and no usable
+            temperature is stored.
     """
 
-    def __init__(self, model: str, device: str = "cpu") -> None:
+    def __init__(self, model: str, device: str = "cpu", *, calibrated: bool = False) -> None:
         transformers_logging.disable_progress_bar()
         try:
             self.processor = AutoImageProcessor.from_pretrained(model, backend="pil")  # the one timm_wrapper has
@@ -68,12 +77,17 @@ class ImageClassifier:
         except (RuntimeError, AssertionError) as error:  # torch, for a device that is not there
             raise ValueError(f"cannot use the device {device!r}: {error}. Try --device cpu") from error
         self.labels = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
+        # Left as None, the logits are not touched: not even a division by 1.
+        self.temperature = _stored_temperature(self.model.config, model) if calibrated else None
 
     @torch.inference_mode()
     def probabilities(self, images: list[Image.Image]) -> NDArray[np.float32]:
         """Classify a batch: (B, C), each row sums to 1."""
         pixel_values = self.processor(images, return_tensors="pt")["pixel_values"].to(self.model.device)
-        return self.model(pixel_values=pixel_values).logits.float().softmax(dim=-1).cpu().numpy()
+        logits = self.model(pixel_values=pixel_values).logits.float()
+        if self.temperature is not None:
+            logits = logits / self.temperature
+        return logits.softmax(dim=-1).cpu().numpy()
 
     def classify_files(self, paths: Iterable[Path], batch_size: int = 16) -> Iterator[Outcome]:
         """Classify files in constant memory and in order; a file that cannot be read is reported, and work goes on.
@@ -97,3 +111,47 @@ class ImageClassifier:
             rows = iter(self.probabilities(images) if images else ())
             for path in batch:
                 yield Outcome(path, None, errors[path]) if path in errors else Outcome(path, next(rows), None)
+
+
+def save_temperature(model_folder: str | Path, temperature: SupportsFloat | None) -> Path:
+    """Store a temperature in a model's `config.json`, which is rewritten whole; nothing else in it changes.
+
+    The folder loads as before, with unchanged logits, in transformers and timm; `ImageClassifier(calibrated=True)`
+    divides by the temperature. Train the model further and the temperature no longer fits: fit and store it anew.
+
+    Args:
+        model_folder: A saved model.
+        temperature: From `hf_kdmri.evaluation.temperature.fit_temperature`, or a number; None takes it out again.
+
+    Returns:
+        Path of `config.json`.
+
+    Raises:
+        FileNotFoundError: The folder holds no `config.json`.
+        ValueError: The temperature is not a finite number above 0.
+    """
+    path = Path(model_folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; give the folder of a saved model")
+    value = None if temperature is None else float(temperature)
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError(f"the temperature is {value}; expected a finite number above 0")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config[TEMPERATURE_KEY] = value
+    write_whole(path, json.dumps(config, indent=2, sort_keys=True) + "\n")  # the form in which transformers writes it
+    return path
+
+
+def _stored_temperature(config: PreTrainedConfig, model: str) -> float:
+    value = getattr(config, TEMPERATURE_KEY, None)
+    if value is None:
+        raise ValueError(
+            f"{model!r} has no {TEMPERATURE_KEY} in its config.json. Fit one on validation slices "
+            "(hf_kdmri.evaluation.temperature.fit_temperature) and store it with hf_kdmri.inference.save_temperature, "
+            "or ask for uncalibrated probabilities (calibrated=False)"
+        )
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(
+            f"{TEMPERATURE_KEY} in the config.json of {model!r} is {value!r}; expected a finite number above 0"
+        )
+    return float(value)

@@ -3,12 +3,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +22,7 @@ from hf_kdmri import StudentForImageClassification
 from hf_kdmri.cli import app
 from hf_kdmri.data.pictures import PictureError, find_images
 from hf_kdmri.inference import read_image
+from hf_kdmri.label_file import read_label_file
 
 LABELS = ["meningioma", "glioma", "pituitary"]
 
@@ -175,6 +179,16 @@ def test_evaluate_leaves_broken_files_out_and_says_so(model, scans, tmp_path) ->
     [
         (["file,class", "a.png,glioma"], "lacks the column label; it has file, class"),
         (["file,label"], "header but no rows"),
+        (["file;label;label", "a.png;glioma;glioma"], "has the column label 2 times"),
+        (["file,label", "c, d.jpg,glioma"], "line 2 has 3 fields and the header 2; put quotes around"),
+        (["file,label", "A.png,glioma"], "no file 'A.png' in"),
+        (["file,label", "b.PNG,glioma"], "line 2: there is no file 'b.PNG'"),
+        (["file,label", "a.pgn,glioma"], "(the nearest is a.png)"),
+        (["file,label", ",glioma"], "there is no file ''"),
+        (["file,label", "a.png, "], "line 2: the label is empty"),
+        (["file,label", "a.png,gliom"], "--label-map 'gliom=glioma'"),
+        (["file,label", "a.png,glioma", "./a.png,glioma"], "line 3: './a.png' is listed twice (first in line 2)"),
+        ([""], "is empty; expected a header"),
         (["file,label", "a.png,1"], "line 2: unknown label '1'; the model knows meningioma, glioma, pituitary"),
         (["file,label", "z.png,glioma"], "line 2: there is no file 'z.png'"),
         (["file,label", "../labels.csv,glioma"], "there is no file '../labels.csv'"),
@@ -187,6 +201,176 @@ def test_bad_label_files_are_refused_by_line(rows, message, model, scans, tmp_pa
     result = run("evaluate", model, "--images", scans, "--labels", write_labels(tmp_path / "labels.csv", *rows))
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_evaluate_prints_markdown_with_intervals_over_patients(model, tmp_path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    rows = ["file,label,patient"]
+    for number in range(24):
+        Image.fromarray(slice_pixels(number).astype(np.uint8)).save(folder / f"{number}.png")
+        rows.append(f"{number}.png,{LABELS[number % 3]},p{number}")
+    arguments = ("evaluate", model, "--images", folder, "--labels", write_labels(tmp_path / "l.csv", *rows), "--format")
+    text = run(*arguments, "markdown").stdout
+    assert "|  | slices | patients |" in text
+    assert "| n | 24 | 24 |" in text
+    assert "→ glioma" in text
+    assert "24 of 24 files scored; none skipped. Intervals (95%) are over patients, not over slices." in text
+    report = json.loads(run(*arguments, "json").stdout)
+    for part in (report, report["patients"]):
+        low, high = part["accuracy_interval"]
+        assert 0 <= low <= part["accuracy"] <= high <= 1
+    table = run(*arguments, "table").stdout
+    assert f"accuracy {report['accuracy']:.1%} ({report['accuracy_interval'][0]:.1%} to" in table
+    for key, value in report.items():
+        if isinstance(value, float) and not key.startswith("patient_"):
+            assert key.split("_")[-1].lower() in table.lower(), f"{key} is in the report and not in the table"
+
+
+def test_evaluate_without_patients_has_no_interval_and_says_so(model, scans, tmp_path) -> None:
+    labels = write_labels(tmp_path / "labels.csv", "file,label", "a.png,glioma")
+    result = run("evaluate", model, "--images", scans, "--labels", labels)
+    assert "No patients known" in result.stdout
+    assert "%" in result.stdout
+    assert " to " not in result.stdout
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(("delimiter", "lead"), [(",", ""), (";", ""), ("\t", ""), (";", "sep=;\n")])
+def test_label_files_of_every_dialect(encoding, delimiter, lead, scans, tmp_path) -> None:
+    rows = [
+        ["File ", "Label", "Age", "PATIENT"],
+        ["a.png", "Glioma", "61", "p1"],
+        ["deep\\b.PNG", "PITUITARY", "", "p2"],
+    ]
+    rows += [["'c, d.jpg'".replace("'", '"'), " meningioma", "", "p2"], ["", "", "", ""]]
+    text = lead + "\r\n".join(delimiter.join(row) for row in rows)
+    (tmp_path / "labels.csv").write_bytes(text.encode(encoding))
+    table = read_label_file(tmp_path / "labels.csv", scans, LABELS)
+    assert [(row.path.name, row.label, row.patient) for row in table.rows] == [
+        ("a.png", 1, "p1"),
+        ("b.PNG", 2, "p2"),
+        ("c, d.jpg", 0, "p2"),
+    ]
+
+
+def test_label_map_renames_and_skips_and_the_share_is_told(model, scans, tmp_path) -> None:
+    labels = write_labels(
+        tmp_path / "l.csv", "image,kind", "a.png,Meningioma_Tumor", "deep/b.PNG,notumor", "gone.png,notumor"
+    )
+    arguments = ["evaluate", model, "--images", scans, "--labels", labels, "--file-column", "image"]
+    arguments += ["--label-column", "kind"]
+    refused = run(*arguments)
+    assert refused.exit_code == 2
+    for expected in (
+        "line 2: unknown label 'Meningioma_Tumor'",
+        "the nearest is meningioma",
+        "Unknown as well: 'notumor' (2 rows)",
+    ):
+        assert expected in refused.stderr
+    arguments += ["--label-map", "notumor=", "--label-map", "meningioma_tumor=Meningioma", "--label-map", "other="]
+    result = run(*arguments, "--format", "json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["n"] == 1
+    assert report["files"] == {
+        "listed": 3,
+        "scored": 1,
+        "skipped_labels": {"notumor": 2},
+        "unreadable": 0,
+        "copies": 0,
+    }
+    assert "names 'other', which no row has" in result.stderr
+    assert "1 of 3 files scored; 66.7% skipped: 2 labelled 'notumor' (label map)" in run(*arguments).stdout
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (["notumor"], "is not NAME=CLASS"),
+        (["=glioma"], "is not NAME=CLASS"),
+        (["x=glioma", "X="], "two meanings: glioma and skip"),
+        (["x=gliom"], "turns 'x' into 'gliom', which the model does not know (the nearest is glioma)"),
+        (["glioma="], "skips all 1 rows"),
+    ],
+)
+def test_wrong_label_maps_are_refused(entries, message, model, scans, tmp_path) -> None:
+    labels = write_labels(tmp_path / "labels.csv", "file,label", "a.png,glioma")
+    options = [part for entry in entries for part in ("--label-map", entry)]
+    result = run("evaluate", model, "--images", scans, "--labels", labels, *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_predictions_are_written_whole(suffix, model, scans, tmp_path) -> None:
+    rows = ["file,label,patient", '"c, d.jpg",glioma,p1', "deep/b.PNG,pituitary,p2"]
+    labels, out = write_labels(tmp_path / "labels.csv", *rows), tmp_path / f"predictions.{suffix}"
+    result = run("evaluate", model, "--images", scans, "--labels", labels, "--predictions", out)
+    assert result.exit_code == 0, result.output
+    table = (pyarrow.csv.read_csv if suffix == "csv" else pyarrow.parquet.read_table)(out).to_pylist()
+    columns = ["file", "label", "patient", "predicted", "score", *(f"probability_{label}" for label in LABELS)]
+    assert list(table[0]) == columns
+    assert [row["file"] for row in table] == ["c, d.jpg", "deep/b.PNG"]
+    expected = {
+        Path(row["file"]).name: row for row in json.loads(run("predict", scans, "-m", model, "--format", "json").stdout)
+    }
+    for row in table:
+        known = expected[Path(row["file"]).name]
+        assert row["predicted"] == known["label"]
+        assert row["score"] == pytest.approx(known["score"], abs=2e-6)
+        assert sum(row[f"probability_{label}"] for label in LABELS) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "message"), [("p.xlsx", "expected .csv or .parquet"), ("no/p.csv", "is no folder")])
+def test_predictions_that_cannot_be_written_are_refused_first(name, message, model, scans, tmp_path) -> None:
+    labels = write_labels(tmp_path / "labels.csv", "file,label", "a.png,glioma")
+    result = run("evaluate", model, "--images", scans, "--labels", labels, "--predictions", tmp_path / name)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_every_kind_of_picture_is_scored(model, tmp_path) -> None:
+    folder = tmp_path / "kinds"
+    folder.mkdir()
+    grey, wide = slice_pixels(0).astype(np.uint8), slice_pixels(0, high=4000)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(grey).save(folder / "turned.jpg", exif=exif)
+    Image.fromarray(grey).convert("RGB").save(folder / "rgb.bmp")
+    Image.fromarray(grey).convert("RGBA").save(folder / "rgba.png")
+    Image.fromarray(grey).convert("LA").save(folder / "la.png")
+    Image.fromarray(grey).convert("P").save(folder / "palette.gif")
+    Image.fromarray(grey).convert("CMYK").save(folder / "cmyk.tif")
+    Image.fromarray(grey).convert("1").save(folder / "one_bit.png")
+    Image.fromarray(wide.astype(np.uint16)).save(folder / "sixteen.png")
+    Image.fromarray(wide.astype(np.float32)).save(folder / "float.tiff")
+    Image.fromarray(grey).resize((7, 300)).save(folder / "thin.webp")
+    names = sorted(path.name for path in folder.iterdir())
+    labels = write_labels(tmp_path / "labels.csv", "file,label", *(f"{name},glioma" for name in names))
+    result = run("evaluate", model, "--images", folder, "--labels", labels, "--format", "json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["n"] == len(names) == 10
+
+
+def test_copies_under_other_names_are_pointed_out(model, scans, tmp_path) -> None:
+    shutil.copy(scans / "a.png", scans / "copy.png")
+    labels = write_labels(
+        tmp_path / "labels.csv", "file,label", "a.png,glioma", "copy.png,pituitary", "deep/b.PNG,glioma"
+    )
+    result = run("evaluate", model, "--images", scans, "--labels", labels)
+    assert result.exit_code == 0
+    assert "copy.png are the same file, byte for byte" in result.stderr
+    assert "1 are copies of others and count again" in result.stdout
+
+
+def test_nothing_readable_is_an_error_not_a_score(model, scans, tmp_path) -> None:
+    (scans / "broken.png").write_bytes(b"nothing")
+    labels = write_labels(tmp_path / "labels.csv", "file,label", "broken.png,glioma")
+    result = run("evaluate", model, "--images", scans, "--labels", labels)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "nothing to score: 0 of 1 files scored; 100.0% skipped: 1 unreadable" in result.stderr
 
 
 def test_export_and_its_failure(model, tmp_path, monkeypatch) -> None:

@@ -32,6 +32,19 @@ def test_every_number_equals_scikit_learn(scores) -> None:
     assert report["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(labels, predicted))
     assert list(report["recall_per_class"].values()) == pytest.approx(sk.recall_score(labels, predicted, average=None))
     assert report["confusion_matrix"] == sk.confusion_matrix(labels, predicted).tolist()
+    assert report["mcc"] == pytest.approx(sk.matthews_corrcoef(labels, predicted))
+    assert report["macro_auroc"] == pytest.approx(sk.roc_auc_score(labels, probabilities, multi_class="ovr"))
+    assert report["macro_average_precision"] == pytest.approx(
+        sk.average_precision_score(np.eye(3)[labels], probabilities)
+    )
+    assert report["brier"] == pytest.approx(3 * sk.mean_squared_error(np.eye(3)[labels], probabilities))
+    for key, expected in {
+        "precision_per_class": sk.precision_score(labels, predicted, average=None),
+        "f1_per_class": sk.f1_score(labels, predicted, average=None),
+        "auroc_per_class": sk.roc_auc_score(np.eye(3)[labels], probabilities, average=None),
+        "average_precision_per_class": sk.average_precision_score(np.eye(3)[labels], probabilities, average=None),
+    }.items():
+        assert list(report[key].values()) == pytest.approx(expected), key
     assert report["n"] == 200
 
 
@@ -43,6 +56,38 @@ def test_by_hand() -> None:
     assert report["recall_per_class"] == {"meningioma": 1.0, "glioma": 0.5, "pituitary": 1.0}
     assert report["balanced_accuracy"] == pytest.approx(2.5 / 3)
     assert report["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+    assert report["precision_per_class"] == {"meningioma": 0.5, "glioma": 1.0, "pituitary": 1.0}
+    assert report["f1_per_class"] == pytest.approx({"meningioma": 2 / 3, "glioma": 2 / 3, "pituitary": 1.0})
+    # meningioma: .7 outranks all others; glioma: .8 and .3 outrank .2 and .2
+    assert report["auroc_per_class"] == {"meningioma": 1.0, "glioma": 1.0, "pituitary": 1.0}
+    assert report["mcc"] == pytest.approx((3 * 4 - 5) / np.sqrt((16 - 6) * (16 - 6)))
+    assert report["brier"] == pytest.approx((0.14 + 0.06 + 0.86 + 0.24) / 4)
+
+
+def test_areas_by_hand() -> None:
+    positive = np.array([0.9, 0.6, 0.6, 0.2])  # true: yes, no, yes, no
+    report = classification_metrics(np.stack([1 - positive, positive], axis=1), [1, 0, 1, 0], ["no", "yes"])
+    assert report["auroc_per_class"]["yes"] == pytest.approx((1 + 1 + 0.5 + 1) / 4)  # of four pairs one is a tie
+    assert report["average_precision_per_class"]["yes"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_does_not_exist_is_none_and_what_tells_nothing_is_zero() -> None:
+    report = classification_metrics(np.eye(3)[[0, 1, 1]], [0, 1, 1], NAMES)
+    for key in ("recall", "precision", "f1", "auroc", "average_precision"):
+        assert report[f"{key}_per_class"]["pituitary"] is None
+    assert report["macro_auroc"] == 1.0
+    predicted_but_absent = classification_metrics(np.eye(3)[[0, 1, 2]], [0, 1, 1], NAMES)
+    assert predicted_but_absent["precision_per_class"]["pituitary"] == 0
+    assert predicted_but_absent["f1_per_class"]["pituitary"] == 0
+    never_predicted = classification_metrics(np.eye(3)[[0, 0, 0]], [0, 1, 2], NAMES)
+    assert never_predicted["precision_per_class"]["glioma"] is None
+    assert never_predicted["f1_per_class"]["glioma"] == 0
+    assert never_predicted["mcc"] == 0
+    one_class = classification_metrics(np.eye(3)[[0, 1]], [1, 1], NAMES)
+    for key in ("mcc", "macro_auroc", "macro_average_precision"):
+        assert one_class[key] is None
+    json.dumps(one_class, allow_nan=False)
 
 
 def test_a_class_without_slices_lowers_macro_f1_but_not_balanced_accuracy() -> None:
@@ -72,8 +117,9 @@ def test_patients_equal_a_pandas_group_by(scores) -> None:
 
 def test_the_metric_gives_what_the_functions_give(scores, tmp_path, monkeypatch) -> None:
     probabilities, labels, groups = scores
+    probabilities = probabilities.astype(np.float32)
     metric = ClassificationReport(NAMES, cache_dir=str(tmp_path / "cache"))
-    result = metric.compute(predictions=probabilities.astype(np.float32), references=labels, groups=groups)
+    result = metric.compute(predictions=probabilities, references=labels, groups=groups)
     patients = patient_metrics(probabilities, labels, groups, NAMES)
     assert result["accuracy"] == classification_metrics(probabilities, labels, NAMES)["accuracy"]
     assert result["patients"] == patients

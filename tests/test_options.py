@@ -85,6 +85,9 @@ def test_bad_files_are_refused_with_the_way_out(tmp_path: Path, text: str, messa
         (["--student_model_args", "depths=[2"], r"the value of depths is not valid YAML"),
         (["--teacher_only", "--teacher", "there"], r"--teacher there is finished"),
         (["--views_per_image", "0"], r"views_per_image is 0"),
+        (["--folds", "0", "7"], r"folds is '0 7'; give all, or some of 0 1 2 3 4, each once"),
+        (["--folds", "1", "1"], r"each once"),
+        (["--robustness_images", "-1"], r"robustness_images is -1"),
     ],
 )
 def test_bad_flags_are_refused_with_the_way_out(arguments: list[str], message: str):
@@ -127,3 +130,20 @@ def test_help_names_every_option_with_its_default(capsys: pytest.CaptureFixture)
     for option in parse_options([]).as_dict():
         assert f"--{option} " in text or f"--{option}," in text
     assert "fused spatial similarity over the stages; 0 switches it off. (default: 1.0)" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "folds"),
+    [("folds: all", [0, 1, 2, 3, 4]), ("folds: 2", [2]), ("folds: [3, 0]", [0, 3]), ("seed: 1", None)],
+)
+def test_folds_are_read_from_the_file(tmp_path: Path, text: str, folds: list[int] | None):
+    assert parse_options(["--config", write(tmp_path / "c.yaml", text)]).data.fold_numbers() == folds
+
+
+def test_each_fold_has_its_own_folder_teacher_and_cache(tmp_path: Path):
+    options = parse_options(
+        ["--folds", "all", "--output_dir", "out", "--teacher", "teachers/{fold}/teacher", "--teacher_cache", "said"]
+    ).of_fold(3)
+    assert (options.data.fold, options.data.folds) == (3, None)
+    assert (options.training.output_dir, options.model.teacher) == (str(Path("out/fold-3")), "teachers/3/teacher")
+    assert options.training.teacher_cache == str(Path("said/fold-3"))

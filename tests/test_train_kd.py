@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from hf_kdmri import StudentForImageClassification, TeacherForImageClassification
+from hf_kdmri.evaluation.predictions import Predictions
+from hf_kdmri.training.job import report_again
 from tests.conftest import LABELS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,6 +101,40 @@ class TestFinishedRun:
         assert "tiny.yaml" in card and str(run.parent) not in card  # the command, but nobody's folders
         resolved = yaml.safe_load((run / "config.yaml").read_text())
         assert TINY.items() <= resolved.items()
+
+    def test_predictions_and_report_are_there(self, finished):
+        run, _ = finished
+        metrics = json.loads((run / "metrics.json").read_text())
+        predictions = Predictions.read(run / "predictions.parquet")
+        assert len(predictions) == metrics["run"]["slices"]["test"]
+        for stage, row in metrics["models"].items():
+            assert (predictions.predicted(stage) == predictions.labels).mean() == pytest.approx(row["accuracy"])
+            assert row["flops"] > 1e6 and row["megabytes"] > 0.5
+        summary = metrics["evaluation"]["summary"]
+        assert summary["over_slices"]["models"]["student"]["accuracy"]["value"] == pytest.approx(
+            metrics["models"]["student"]["accuracy"]
+        )
+        assert metrics["evaluation"]["saliency"]["student"]["classes"]["all classes"]["n"] >= 0
+        assert metrics["evaluation"]["robustness"] is None
+        page = (run / "report.html").read_text()
+        for heading in (
+            "Results",
+            "Training",
+            "Calibration and abstention",
+            "Where the models look",
+            "How it was made",
+        ):
+            assert f">{heading}</h2>" in page
+        assert "generated phantoms" in page and "Research use only" in page
+        assert (run / "tables" / "headline.md").read_text().startswith("| Model |")
+
+    def test_the_report_can_be_made_again_from_the_folder(self, finished):
+        run, _ = finished
+        before = json.loads((run / "metrics.json").read_text())
+        (run / "report.html").unlink()
+        assert report_again(run) == run / "report.html"
+        assert (run / "report.html").is_file()
+        assert json.loads((run / "metrics.json").read_text()) == before
 
     def test_it_says_each_stage_and_ends_with_the_table(self, finished):
         text = finished[1].stdout
@@ -200,8 +236,8 @@ def test_a_teacher_alone_then_two_students_from_one_cache(tmp_path: Path):
     assert f"Teacher: {teacher}" in done.stdout and not (tmp_path / "teacher" / "student").exists()
     for name, option in (("first", "depths=3"), ("second", "depth=4")):
         done = train_kd(
-            *shared, "--teacher", str(teacher), "--teacher_cache", str(tmp_path / "said"), "--student_model_args", option,
-            "--output_dir", str(tmp_path / name),
+            *shared, "--teacher", str(teacher), "--teacher_cache", str(tmp_path / "said"),
+            "--student_model_args", option, "--output_dir", str(tmp_path / name),
         )  # fmt: skip
         if name == "first":  # this network has no such argument
             assert done.returncode != 0 and "test_vit" in done.stderr and "depths" in done.stderr, done.stderr[-2000:]
@@ -210,3 +246,41 @@ def test_a_teacher_alone_then_two_students_from_one_cache(tmp_path: Path):
         assert "Teacher cache: " in done.stdout
         student = StudentForImageClassification.from_pretrained(tmp_path / name / "student")
         assert len(student.timm_model.blocks) == 4 and student.config.model_args["depth"] == 4
+
+
+@pytest.mark.slow
+def test_folds_are_trained_apart_pooled_and_resumed(tmp_path: Path):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump({**TINY, "num_train_epochs": 1, "teacher_num_train_epochs": 1, "saliency": False}))
+    shared = ["--config", str(config), "--output_dir", str(tmp_path / "run"), "--cache_dir", str(tmp_path / "cache")]
+    done = train_kd(*shared, "--folds", "0", "2")
+    assert done.returncode == 0, done.stderr[-4000:]
+    run = tmp_path / "run"
+    pooled = Predictions.read(run / "predictions.parquet")
+    parts = [Predictions.read(run / f"fold-{fold}" / "predictions.parquet") for fold in (0, 2)]
+    assert sorted(pooled.slices) == sorted(number for part in parts for number in part.slices)
+    assert set(pooled.folds) == {0, 2} and len(set(pooled.slices)) == len(pooled)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["run"]["folds"] == [0, 2] and list(metrics["models"]) == ["teacher", "baseline", "student"]
+    assert metrics["models"]["student"]["n"] == len(pooled)
+    weights = {path.parent.parent.name: path.read_bytes() for path in run.glob("fold-*/student/model.safetensors")}
+    assert weights["fold-0"] != weights["fold-2"]
+
+    # one more fold, after an interruption in the midst of another: only what is missing is done
+    (run / "fold-2" / "metrics.json").unlink()
+    done = train_kd(*shared, "--folds", "0 2 4")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "fold-0 holds this run, finished" in done.stdout and "student: finished earlier" in done.stdout
+    assert {
+        path.parent.parent.name: path.read_bytes() for path in run.glob("fold-[02]/student/model.safetensors")
+    } == weights
+    assert set(Predictions.read(run / "predictions.parquet").folds) == {0, 2, 4}
+    done = train_kd(*shared, "--folds", "0", "2", "4")
+    assert done.returncode == 0 and f"{run} holds this run, finished; nothing to do." in done.stdout
+
+    alone = train_kd(*shared[:2], *shared[4:], "--fold", "0", "--output_dir", str(tmp_path / "alone"))
+    assert alone.returncode == 0, alone.stderr[-4000:]
+    assert (tmp_path / "alone" / "student" / "model.safetensors").read_bytes() == weights["fold-0"]
+
+    shared_teacher = train_kd(*shared, "--folds", "all", "--teacher", str(run / "fold-0" / "teacher"))
+    assert shared_teacher.returncode != 0 and "would be shared by folds" in shared_teacher.stderr

@@ -7,6 +7,7 @@ import time
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -17,6 +18,33 @@ def count_parameters(model: nn.Module) -> int:
         8
     """
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_flops(model: nn.Module, image_size: int | tuple[int, int]) -> int:
+    """Count floating-point operations of one forward pass on one image; a multiply-add counts as two.
+
+    torch counts convolutions, matrix products and attention; normalisation and activations are left out, as in most
+    published tables, many of which count a multiply-add once.
+
+    Args:
+        model: takes `pixel_values` (1, 3, H, W) as first argument.
+        image_size: pixels, one number for a square or (height, width).
+
+    Example:
+        >>> count_flops(nn.Conv2d(3, 8, kernel_size=1), 4) == 2 * 3 * 8 * 4 * 4
+        True
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    parameter = next(model.parameters())
+    pixel_values = torch.zeros(1, 3, height, width, device=parameter.device, dtype=parameter.dtype)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(pixel_values)
+    finally:
+        model.train(was_training)
+    return int(counter.get_total_flops())
 
 
 def milliseconds_per_image(

@@ -14,12 +14,21 @@ import datasets
 import evaluate
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    confusion_matrix,
+    f1_score,
+    matthews_corrcoef,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 
 SUM_TOLERANCE = 1e-3  # half precision softmax rows miss 1 by up to about 5e-4
 
 _DESCRIPTION = (
-    "Accuracy, macro F1, balanced accuracy, recall per class and confusion matrix, per slice and per patient."
+    "Accuracy, macro F1, balanced accuracy, MCC, Brier score, areas under ROC and precision-recall curves, precision, "
+    "recall and F1 per class, and the confusion matrix, per slice and per patient."
 )
 _INPUTS = """
 Args:
@@ -30,10 +39,20 @@ Args:
 """
 
 
-def _checked(
+def check_probabilities(
     probabilities: ArrayLike, labels: ArrayLike, class_names: Sequence[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return probabilities as float64 (N, C) and labels as int64 (N,), or refuse them by name."""
+    """Return probabilities as float64 (N, C) and labels as int64 (N,), or refuse them by name.
+
+    Args:
+        probabilities: (N, C), each row non-negative with sum 1.
+        labels: (N,), integers 0..C-1.
+        class_names: C different names in label order.
+
+    Raises:
+        ValueError: Shapes that do not match, no rows, labels out of range, probabilities that are not finite,
+            negative or do not sum to 1.
+    """
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
     names = list(class_names)
     if isinstance(class_names, str) or len(set(names)) != len(names):
@@ -74,8 +93,11 @@ def classification_metrics(probabilities: ArrayLike, labels: ArrayLike, class_na
 
     Classes without a single true slice need a decision, since small samples have them:
     `macro_f1` averages over **all** C classes and counts a class with no true and no predicted slice as 0, so a
-    number from an incomplete sample is never flattering; `balanced_accuracy` averages recall over the classes that
-    occur among the labels; the recall of an absent class is `None`.
+    number from an incomplete sample is never flattering; `balanced_accuracy`, `macro_auroc` and
+    `macro_average_precision` average over the classes where the number exists. A number that is 0 / 0 is `None`:
+    the recall of a class without true slices, the precision of one never predicted, the F1 of one with neither, the
+    areas of a class that no slice or every slice has, and Matthews' correlation of slices of a single class (of
+    predictions of a single class it is 0: they tell nothing).
 
     Args:
         probabilities: (N, C), each row non-negative with sum 1.
@@ -83,8 +105,12 @@ def classification_metrics(probabilities: ArrayLike, labels: ArrayLike, class_na
         class_names: C names in label order.
 
     Returns:
-        `accuracy`, `macro_f1`, `balanced_accuracy` (fractions 0..1), `recall_per_class` (name to fraction or None),
-        `confusion_matrix` (C lists of C counts, rows true, columns predicted) and `n`. Plain Python, ready for JSON.
+        Plain Python, ready for JSON: `accuracy`, `macro_f1`, `balanced_accuracy`, `macro_auroc`,
+        `macro_average_precision` (fractions 0..1), `mcc` (-1..1), `brier` (0..2, lower is better: the squared
+        distance between the probabilities and the one-hot label, averaged over slices); `recall_per_class`,
+        `precision_per_class`, `f1_per_class`, `auroc_per_class` and `average_precision_per_class` (name to fraction
+        or None; the last two take the class against the rest); `confusion_matrix` (C lists of C counts, rows true,
+        columns predicted) and `n`.
 
     Raises:
         ValueError: Shapes that do not match, no rows, labels out of range, probabilities that are not finite,
@@ -95,16 +121,34 @@ def classification_metrics(probabilities: ArrayLike, labels: ArrayLike, class_na
         >>> report["accuracy"], report["recall_per_class"]
         (0.5, {'glioma': 1.0, 'pituitary': 0.0})
     """
-    p, y = _checked(probabilities, labels, class_names)
-    predicted, classes, present = p.argmax(axis=1), np.arange(p.shape[1]), np.unique(y)
-    recalls = dict(zip(present, recall_score(y, predicted, labels=present, average=None), strict=True))
+    p, y = check_probabilities(probabilities, labels, class_names)
+    predicted, classes = p.argmax(axis=1), np.arange(p.shape[1])
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        y, predicted, labels=classes, average=None, zero_division=np.nan
+    )
+    # scikit-learn warns or answers with a constant where one side of the curve is empty
+    ranked = [c for c in classes if 0 < (y == c).sum() < len(y)]
+    auroc, average_precision = np.full(len(classes), np.nan), np.full(len(classes), np.nan)
+    for c in ranked:
+        auroc[c] = roc_auc_score(y == c, p[:, c])
+        average_precision[c] = average_precision_score(y == c, p[:, c])
+
+    def named(values: NDArray[np.float64]) -> dict[str, float | None]:
+        return {n: None if np.isnan(v) else float(v) for n, v in zip(class_names, values, strict=True)}
+
     return {
         "accuracy": float(accuracy_score(y, predicted)),
         "macro_f1": float(f1_score(y, predicted, labels=classes, average="macro", zero_division=0)),
-        "balanced_accuracy": float(np.mean(list(recalls.values()))),
-        "recall_per_class": {
-            name: float(recalls[index]) if index in recalls else None for index, name in enumerate(class_names)
-        },
+        "balanced_accuracy": float(np.nanmean(recall)),
+        "mcc": float(matthews_corrcoef(y, predicted)) if len(np.unique(y)) > 1 else None,
+        "macro_auroc": float(auroc[ranked].mean()) if ranked else None,
+        "macro_average_precision": float(average_precision[ranked].mean()) if ranked else None,
+        "brier": float(((p - np.eye(len(classes))[y]) ** 2).sum(axis=1).mean()),
+        "recall_per_class": named(recall),
+        "precision_per_class": named(precision),
+        "f1_per_class": named(f1),
+        "auroc_per_class": named(auroc),
+        "average_precision_per_class": named(average_precision),
         "confusion_matrix": confusion_matrix(y, predicted, labels=classes).tolist(),
         "n": len(y),
     }
@@ -134,7 +178,7 @@ def patient_metrics(
         >>> patient_metrics(p, [0, 0, 1], ["a", "a", "b"], ["glioma", "pituitary"])["accuracy"]
         1.0
     """
-    p, y = _checked(probabilities, labels, class_names)
+    p, y = check_probabilities(probabilities, labels, class_names)
     ids = np.asarray([str(g) if g is not None and g == g else "" for g in groups])
     if ids.shape != y.shape:
         raise ValueError(f"groups have shape {ids.shape}; expected ({len(y)},), one patient id for each row")

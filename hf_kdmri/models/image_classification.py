@@ -34,9 +34,18 @@ class KDConfig(TimmWrapperConfig):
 
     Args:
         num_scales: stage maps returned by `stage_features`, coarsest strides first chosen (3: strides 8, 16 and 32).
+        calibration_temperature: what logits are to be divided by for calibrated probabilities, fitted on validation
+            slices; None where none was. The model's own logits are never divided.
     """
 
     num_scales: int = 3
+    calibration_temperature: float | None = None
+
+    def validate_calibration_temperature(self) -> None:
+        """Refuse what no logits can be divided by."""
+        value = self.calibration_temperature
+        if value is not None and not (isinstance(value, int | float) and 0 < value < float("inf")):
+            raise ValueError(f"calibration_temperature is {value!r}; expected a finite number above 0, or None")
 
     def to_dict(self) -> dict[str, Any]:
         """Serialise for `config.json`, naming the transformers class that loads it without this package."""

@@ -64,6 +64,13 @@ class DataOptions:
     fold: int = field(
         default=0, metadata={"help": "Fold that is tested on, 0 to 4, where this program deals the splits."}
     )
+    folds: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Cross-validate: all, or several of 0 to 4. Each fold is trained in a folder of its own; the test "
+            "predictions are pooled."
+        },
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on at most this many images."})
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "Validate and test on at most this many images each."}
@@ -80,6 +87,7 @@ class DataOptions:
             raise OptionError(f"split is {self.split!r}; choose one of {', '.join(_SPLITS)}")
         if not 0 <= self.fold <= 4:
             raise OptionError(f"fold is {self.fold}; the folds are 0, 1, 2, 3 and 4")
+        self.fold_numbers()
         for name in ("max_train_samples", "max_eval_samples", "phantom_slices"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -87,6 +95,21 @@ class DataOptions:
         if self.phantom_slices is not None and self.data_dir is not None:
             raise OptionError("phantom_slices and data_dir both say where the slices come from; give one of them")
         self._check_own_data()
+
+    def fold_numbers(self) -> list[int] | None:
+        """The folds to cross-validate over, or None for one run.
+
+        Raises:
+            OptionError: a fold that does not exist.
+        """
+        if self.folds is None:
+            return None
+        words = [word for part in self.folds for word in part.replace(",", " ").split()]
+        if words == ["all"]:
+            return list(range(5))
+        if not words or not set(words) <= set("01234") or len(set(words)) < len(words):
+            raise OptionError(f"folds is {' '.join(self.folds)!r}; give all, or some of 0 1 2 3 4, each once")
+        return sorted(int(word) for word in words)
 
     def _check_own_data(self) -> None:
         """Refuse options of the Figshare slices for another set, and the other way round."""

@@ -56,6 +56,11 @@ class RunData:
         """Whether each image says whose it is."""
         return "patient_group" in self.splits["test"].column_names
 
+    @property
+    def split_is_disjoint(self) -> bool:
+        """Whether no patient stands on both sides of the split, as far as is known."""
+        return self.split != "random_slices"
+
     def groups(self, split: str) -> list[str] | None:
         """Whose each image of a split is, for scores over patients; None where unknown or where these make no sense."""
         if not self.has_groups or (self.own is not None and not self.own.one_class_per_group):

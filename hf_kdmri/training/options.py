@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import importlib.util
 import sys
 import typing
 from collections.abc import Sequence
@@ -50,9 +51,7 @@ class ModelOptions:
     student_architecture: str = field(default="efficientvit_b0", metadata={"help": "timm name of the student."})
     student_model_args: list[str] | None = field(
         default=None,
-        metadata={
-            "help": "Further arguments of the student's timm architecture: name=value, e.g. ls_init_value=0.1."
-        },
+        metadata={"help": "Further arguments of the student's timm architecture: name=value, e.g. ls_init_value=0.1."},
     )
     student_weights: str | None = field(
         default=None, metadata={"help": "Local .safetensors file, in timm's keys, that both students start from."}
@@ -97,7 +96,28 @@ def timm_arguments(assignments: Sequence[str] | None) -> dict[str, Any]:
     return arguments
 
 
-OPTION_CLASSES = (DataOptions, ModelOptions, DistillationTrainingArguments)
+@dataclass
+class EvaluationOptions:
+    """What is tested beside the predictions."""
+
+    _argument_group_name = "evaluation"
+
+    saliency: bool = field(
+        default=True, metadata={"help": "Score every model's Grad-CAM against the tumour masks, where there are any."}
+    )
+    robustness_images: int = field(
+        default=0, metadata={"help": "Test images of each fold that are classified under MRI corruptions; 0: none."}
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse a number that makes no test."""
+        if self.robustness_images < 0:
+            raise OptionError(f"robustness_images is {self.robustness_images}; it must be at least 0")
+        if self.robustness_images and importlib.util.find_spec("monai") is None:
+            raise OptionError("robustness_images needs MONAI: pip install 'hf_kdmri[robustness]', or set it to 0")
+
+
+OPTION_CLASSES = (DataOptions, ModelOptions, EvaluationOptions, DistillationTrainingArguments)
 
 
 @dataclass
@@ -106,7 +126,33 @@ class RunOptions:
 
     data: DataOptions
     model: ModelOptions
+    evaluation: EvaluationOptions
     training: DistillationTrainingArguments
+
+    def of_fold(self, fold: int) -> RunOptions:
+        """The options of one fold of a cross-validation, with a folder, a teacher and a teacher cache of its own.
+
+        Raises:
+            OptionError: one finished teacher for several folds; it was trained on patients that others test on.
+        """
+        teacher, cache = self.model.teacher, self.training.teacher_cache
+        if teacher is not None and "{fold}" not in teacher:
+            raise OptionError(
+                f"--teacher {teacher} would be shared by folds that test on its training patients; name one teacher "
+                "per fold, as in --teacher 'runs/teachers/fold-{fold}/teacher', or leave it out"
+            )
+        folder = Path(self.training.output_dir or "runs/unnamed") / f"fold-{fold}"
+        changes: dict[str, Any] = {"output_dir": str(folder), "push_to_hub": False}
+        if cache is not None:
+            changes["teacher_cache"] = (
+                cache.format(fold=fold) if "{fold}" in cache else str(Path(cache) / f"fold-{fold}")
+            )
+        return RunOptions(
+            dataclasses.replace(self.data, fold=fold, folds=None),
+            dataclasses.replace(self.model, teacher=teacher and teacher.format(fold=fold)),
+            self.evaluation,
+            dataclasses.replace(self.training, **changes),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """All options of this project, and transformers' own where they differ from their defaults, ready for YAML.
@@ -114,7 +160,7 @@ class RunOptions:
         Reading the result back with `--config` gives an equal run.
         """
         flat: dict[str, Any] = {}
-        for options in (self.data, self.model):
+        for options in (self.data, self.model, self.evaluation):
             flat.update(dataclasses.asdict(options))
         loss = {option.name for option in dataclasses.fields(LossOptions)}
         own = {*DistillationTrainingArguments.__annotations__, *loss, *_ALWAYS_WRITTEN}
@@ -130,7 +176,7 @@ class RunOptions:
 
 def default_options() -> dict[str, Any]:
     """What `RunOptions.as_dict` says of a run that was given no option."""
-    return RunOptions(DataOptions(), ModelOptions(), DistillationTrainingArguments()).as_dict()
+    return RunOptions(DataOptions(), ModelOptions(), EvaluationOptions(), DistillationTrainingArguments()).as_dict()
 
 
 _ALWAYS_WRITTEN = {"output_dir", "seed", "gradient_accumulation_steps", "bf16", "max_steps", "eval_strategy"}
@@ -171,7 +217,7 @@ def parse_options(argv: Sequence[str] | None = None) -> RunOptions:
         # The flag speaks for all stages; only a flag for the teacher alone says otherwise.
         parser.set_defaults(teacher_num_train_epochs=None)
     try:
-        data, model, training, unknown = parser.parse_args_into_dataclasses(
+        data, model, evaluation, training, unknown = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
         )
     except OptionError:
@@ -182,7 +228,7 @@ def parse_options(argv: Sequence[str] | None = None) -> RunOptions:
         raise OptionError(_unknown("option", unknown[0].lstrip("-").split("=")[0], prefix="--"))
     if training.push_to_hub and (training.hub_model_id or "").count("/") != 1:
         raise OptionError(f"--push_to_hub needs --hub_model_id USER/NAME, got {training.hub_model_id!r}")
-    return RunOptions(data, model, training)
+    return RunOptions(data, model, evaluation, training)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -211,6 +257,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     hints = _type_hints()
     checked = {}
     for key, value in values.items():
+        if key == "folds" and value is not None:  # all, 1, or [0, 1]
+            value = [str(word) for word in (value if isinstance(value, list) else [value])]
         if key not in hints or key == "config":
             raise OptionError(f"{path}: {_unknown('key', str(key))}")
         try:

@@ -18,6 +18,7 @@ from hf_kdmri.data.pictures import to_8_bit
 from hf_kdmri.distillation import LossOptions
 from hf_kdmri.evaluation import (
     ClassificationReport,
+    count_flops,
     count_parameters,
     milliseconds_per_image,
     plot_comparison,
@@ -40,7 +41,9 @@ _REENCODED = (
 )
 
 
-def model_row(stage: str, model: TimmClassifier, probabilities: np.ndarray, data: RunData) -> dict[str, Any]:
+def model_row(
+    stage: str, model: TimmClassifier, probabilities: np.ndarray, data: RunData, folder: Path
+) -> dict[str, Any]:
     """Everything a table says of one model.
 
     Args:
@@ -48,6 +51,7 @@ def model_row(stage: str, model: TimmClassifier, probabilities: np.ndarray, data
         model: measured for size and latency on its present device, one image at a time.
         probabilities: (N, C) of the N test images, columns in the order of `data.labels`.
         data: the run's data; scores over patients are left out where it names none.
+        folder: where the model is saved.
 
     Returns:
         A row as `results_table` takes it, with the whole `ClassificationReport`.
@@ -61,6 +65,8 @@ def model_row(stage: str, model: TimmClassifier, probabilities: np.ndarray, data
         "architecture": model.config.architecture,
         "image_size": model.image_size,
         "parameters": count_parameters(model),
+        "flops": count_flops(model, model.image_size),
+        "megabytes": (folder / "model.safetensors").stat().st_size / 1e6,
         "ms_per_image": milliseconds_per_image(model, model.image_size),
         **report,
     }
@@ -117,7 +123,7 @@ def write_card(run: RunFolder, options: RunOptions, rows: Sequence[Mapping[str, 
         split=data.split,
         fold=data.fold,
         seed=training.seed,
-        training_command=command(public=True),
+        training_command=run_command(public=True),
         versions=versions(),
         machine=machine(),
         phantom=options.data.phantom_slices is not None,
@@ -178,12 +184,13 @@ def run_facts(run: RunFolder, options: RunOptions, data: RunData) -> dict[str, A
         {name: len(set(split["patient_group"][:])) for name, split in data.splits.items()} if data.has_groups else None
     )
     return {
-        "command": command(),
+        "command": run_command(),
         "source": data.source,
         "split": data.split,
         "fold": data.fold,
         "seed": options.training.seed,
         "phantom": options.data.phantom_slices is not None,
+        "own_data": data.own is not None,
         "classes": data.labels,
         "slices": {name: len(split) for name, split in data.splits.items()},
         **({} if groups is None else {"patient_groups": groups}),
@@ -199,7 +206,8 @@ def run_facts(run: RunFolder, options: RunOptions, data: RunData) -> dict[str, A
 
 def results_title(facts: Mapping[str, Any]) -> str:
     """What stands above the table of a finished run, from the facts in `metrics.json`."""
-    return f"Test on {describe(facts['source'], facts['split'], facts['fold'])}"
+    title = f"Test on {describe(facts['source'], facts['split'], facts['fold'])}"
+    return title if "folds" not in facts else f"{title}, folds {', '.join(map(str, facts['folds']))} pooled"
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:
@@ -209,7 +217,7 @@ def _thumbnail(image: Image.Image) -> Image.Image:
     return shown
 
 
-def command(public: bool = False) -> str:
+def run_command(public: bool = False) -> str:
     """The command line of this process, as one would type it.
 
     Args:

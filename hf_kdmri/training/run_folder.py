@@ -16,9 +16,10 @@ from hf_kdmri.models import TimmClassifier
 from hf_kdmri.training.options import OptionError, RunOptions, default_options, write_config
 from hf_kdmri.whole_files import write_whole
 
-# Where things lie, who is told and how many processes read them does not change a result.
+# Where things lie, who is told, how many processes read and what else is tested does not change what is trained.
 _PLACES = {"output_dir", "overwrite_output_dir", "data_dir", "cache_dir", "preprocessing_num_workers"}
 _PLACES |= {"push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "report_to", "run_name", "disable_tqdm"}
+_PLACES |= {"folds", "saliency", "robustness_images"}
 _PLACES |= {"dataloader_num_workers", "dataloader_persistent_workers", "dataloader_prefetch_factor"}
 
 
@@ -26,7 +27,8 @@ _PLACES |= {"dataloader_num_workers", "dataloader_persistent_workers", "dataload
 class RunFolder:
     """A run's files: `teacher/`, `baseline/`, `student/`, `checkpoints/`, `figures/`, `history.jsonl`, `metrics.json`.
 
-    A model folder is written under another name and renamed when whole, so one that exists is finished.
+    A model folder is written under another name and renamed when whole, so one that exists is finished. A run over
+    several folds has one such folder for each, `fold-0/` and so on, and what is pooled over them.
 
     Args:
         path: the folder.
@@ -43,6 +45,34 @@ class RunFolder:
     def history_file(self) -> Path:
         """`history.jsonl`: one JSON object per log, with its stage."""
         return self.path / "history.jsonl"
+
+    def predictions_file(self, split: str) -> Path:
+        """`predictions.parquet` of the test images, `validation_predictions.parquet` of those of validation."""
+        return self.path / ("predictions.parquet" if split == "test" else f"{split}_predictions.parquet")
+
+    @property
+    def saliency_file(self) -> Path:
+        """`saliency.json`: scores of every test image's Grad-CAM, by model."""
+        return self.path / "saliency.json"
+
+    @property
+    def robustness_file(self) -> Path:
+        """`robustness.json`: accuracy under corruptions, by model."""
+        return self.path / "robustness.json"
+
+    def read_json(self, path: Path) -> dict[str, Any] | None:
+        """A JSON file of this run, or None where it was not made."""
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def fold(self, number: int) -> RunFolder:
+        """The folder of one fold of a run over several."""
+        return RunFolder(self.path / f"fold-{number}")
+
+    @property
+    def folds(self) -> list[int]:
+        """The folds that a run over several has a folder for."""
+        found = [path.name.removeprefix("fold-") for path in self.path.glob("fold-*") if path.is_dir()]
+        return sorted(int(number) for number in found if number.isdigit())
 
     def open(self, options: RunOptions) -> None:
         """Make the folder ready; an earlier run of the same configuration is continued.
@@ -119,4 +149,4 @@ class RunFolder:
 
     def read_metrics(self) -> dict[str, Any] | None:
         """`metrics.json`, or None while the run is not finished."""
-        return json.loads(self.metrics_file.read_text(encoding="utf-8")) if self.metrics_file.is_file() else None
+        return self.read_json(self.metrics_file)

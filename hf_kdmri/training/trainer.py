@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,15 @@ class DistillationTrainer(Trainer):
         super().__init__(model=model, args=args, **kwargs)
         self.augmentation = augmentation
         self.teacher_cache: TeacherCache | None = None
+        self._began: float | None = None  # of training in this process
+        self._seconds_before: float | None = None  # of training until the checkpoint that this process went on from
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as `Trainer.train` does, after the teacher cache was opened or built where one is asked for."""
         model = self._distillation_model()
         if self.args.teacher_cache is not None and model.teacher is not None and model.loss_options.terms:
             self.teacher_cache = self._prepare_teacher_cache(model)
+        self._began = time.monotonic()
         return super().train(*args, **kwargs)
 
     def _prepare_teacher_cache(self, model: DistillationModel) -> TeacherCache:
@@ -177,13 +181,17 @@ class DistillationTrainer(Trainer):
         self._term_count += 1
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean of every term since the last log, over all processes, to a training log."""
+        """Add the seconds of training so far and, to a training log, the mean of every term since the last one."""
         if "loss" in logs and self._term_count:
             names = sorted(self._term_sums)
             means = torch.stack([self._term_sums[name] for name in names]) / self._term_count
             means = self.accelerator.reduce(means, reduction="mean").tolist()
             logs.update(zip(names, means, strict=True))
             self._term_sums, self._term_count = {}, 0
+        if self._began is not None:
+            if self._seconds_before is None:  # this process's first log: only a resumed run has earlier ones
+                self._seconds_before = max((row.get("seconds", 0.0) for row in self.state.log_history), default=0.0)
+            logs["seconds"] = round(self._seconds_before + time.monotonic() - self._began, 3)
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

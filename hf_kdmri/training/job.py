@@ -1,0 +1,193 @@
+"""The job: one fold from data to finished models and their test, or several and what is pooled over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from hf_kdmri.models import TimmClassifier
+from hf_kdmri.training.inputs import RunData, prepare_data, views_of
+from hf_kdmri.training.options import OptionError, RunOptions
+from hf_kdmri.training.outcome import machine, model_row, run_command, run_facts, versions, write_card, write_figures
+from hf_kdmri.training.reporting import SCHEMA, FinishedFold, evaluate_folds, finished_folds, pool, pooled_rows
+from hf_kdmri.training.run_folder import RunFolder
+from hf_kdmri.training.run_report import write_report
+from hf_kdmri.training.stages import STAGES, build_models, train_stage
+from hf_kdmri.training.teacher_cache import TeacherCacheError
+from hf_kdmri.training.testing import corrupt_images, look_where, predict_splits
+
+
+class CannotRun(Exception):
+    """What a user can mend, in one line: options, data, models or a teacher cache that cannot be used."""
+
+
+@contextmanager
+def _mendable(*kinds: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except kinds as error:
+        raise CannotRun(str(error)) from error
+
+
+def run_job(options: RunOptions, run: RunFolder, state: PartialState) -> None:
+    """Do whatever the run folder does not hold yet: one run, or every fold that `folds` names and the pooled report.
+
+    Raises:
+        CannotRun: options, data, models or a teacher cache that cannot be used; the message says why.
+    """
+    numbers = options.data.fold_numbers()
+    if numbers is None:
+        run_fold(options, run, state)
+        return
+    with _mendable(ValueError, OSError):
+        parts = {number: options.of_fold(number) for number in numbers}
+        if state.is_main_process:
+            run.open(options)
+    state.wait_for_everyone()
+    finished = run.read_metrics()
+    if finished is not None and finished["run"].get("folds") == numbers:
+        state.print(f"{run.path} holds this run, finished; nothing to do.")
+        return
+    for number, part in parts.items():
+        state.print(f"\nFold {number} of {', '.join(map(str, numbers))}")
+        run_fold(part, run.fold(number), state, alone=False)
+    if state.is_main_process and not options.model.teacher_only:
+        folds = finished_folds(run, numbers)
+        _finish(run, folds, _pooled_facts(folds, numbers))
+    state.wait_for_everyone()
+
+
+def run_fold(options: RunOptions, run: RunFolder, state: PartialState, *, alone: bool = True) -> None:
+    """Train and test one fold, unless its folder holds it.
+
+    Args:
+        options: of this fold.
+        run: its folder.
+        state: of the processes.
+        alone: also write the report; over several folds it is written once, for all.
+    """
+    with _mendable(ValueError, OSError):
+        if state.is_main_process:
+            run.open(options)
+        state.wait_for_everyone()
+        if run.read_metrics() is not None:
+            state.print(f"{run.path} holds this run, finished; nothing to do.")
+            return
+        data = prepare_data(options, run, state)
+        models = build_models(options, data.labels, run)
+    train(options, run, data, models, state)
+    if options.model.teacher_only:
+        state.print(f"Teacher: {run.model_folder('teacher')}  (give it as --teacher to other runs)")
+    else:
+        evaluate(options, run, data, models, state, alone=alone)
+
+
+def train(
+    options: RunOptions,
+    run: RunFolder,
+    data: RunData,
+    models: dict[str, TimmClassifier],
+    state: PartialState,
+) -> None:
+    """Train each model that is not finished."""
+    for number, stage in enumerate(STAGES, start=2):
+        if stage not in models:
+            state.print(f"[{number}/5] {stage}: switched off")
+        elif run.has_model(stage):
+            state.print(f"[{number}/5] {stage}: finished earlier, taken from {run.model_folder(stage)}")
+        elif stage == "teacher" and options.model.teacher is not None:
+            state.print(f"[{number}/5] teacher: taken from {options.model.teacher}")
+            if state.is_main_process:
+                run.save_model("teacher", models["teacher"])
+            state.wait_for_everyone()
+        else:
+            model, teacher = models[stage], models["teacher"] if stage == "student" else None
+            taught = f", taught by {teacher.config.architecture}" if teacher is not None else ""
+            state.print(f"[{number}/5] {stage}: training {model.config.architecture}{taught}")
+            # One view serves both models, so it has the larger of their sizes.
+            size = max(model.image_size, teacher.image_size if teacher is not None else 0)
+            with _mendable(OptionError, TeacherCacheError):
+                views = {"train": views_of(data.splits["train"], size, options, state, for_training=True)}
+                views["validation"] = views_of(data.splits["validation"], model.image_size, options, state)
+                train_stage(stage, model, teacher, views, options, run)
+
+
+def evaluate(
+    options: RunOptions,
+    run: RunFolder,
+    data: RunData,
+    models: dict[str, TimmClassifier],
+    state: PartialState,
+    *,
+    alone: bool,
+) -> None:
+    """Test every model once, on images it never saw, and write predictions, figures, card, metrics and the report."""
+    test = data.splits["test"]
+    state.print(f"[5/5] Testing on {len(test)} {data.unit}")
+    predictions = predict_splits(models, data, options, run, state)
+    if state.is_main_process:
+        rows = {
+            stage: model_row(stage, model, predictions.probabilities[stage], data, run.model_folder(stage))
+            for stage, model in models.items()
+        }
+        write_figures(run, options, list(rows.values()), data, predictions.probabilities["student"])
+        look_where(models, data, predictions, options, run)
+        corrupt_images(models, data, options, run)
+        write_card(run, options, list(rows.values()), data)
+        fold = FinishedFold(run, run_facts(run, options, data), rows)
+        if alone:
+            _finish(run, [fold], fold.facts)
+        else:
+            run.write_metrics({"schema": SCHEMA, "run": fold.facts, "models": rows})
+    state.wait_for_everyone()
+
+
+def report_again(path: Path) -> Path:
+    """Make the report of a finished run anew from what lies on disk.
+
+    Raises:
+        CannotRun: the folder holds no finished run, or one from before predictions were kept.
+    """
+    run = RunFolder(path)
+    metrics = run.read_metrics()
+    if metrics is None:
+        raise CannotRun(f"{path} holds no finished run (no metrics.json); train_kd.py finishes it")
+    with _mendable(ValueError, OSError):
+        numbers = metrics["run"].get("folds")
+        if numbers is None:
+            folds = [FinishedFold(run, metrics["run"], metrics["models"])]
+        else:
+            folds = finished_folds(run, numbers)
+        _finish(run, folds, metrics["run"])
+    return path / "report.html"
+
+
+def _finish(run: RunFolder, folds: Sequence[FinishedFold], facts: Mapping[str, Any]) -> None:
+    """Pool the folds, write predictions and report, and last `metrics.json`, which marks the run as finished."""
+    predictions = pool(folds)
+    if folds[0].run.path != run.path:
+        predictions.write(run.predictions_file("test"))
+    evaluation = evaluate_folds(folds, predictions)
+    rows = folds[0].rows if len(folds) == 1 else pooled_rows(folds, evaluation["summary"])
+    write_report(run, folds, predictions, evaluation, rows, facts)
+    figures = sorted(str(path) for path in (run.path / "figures").glob("*.png"))
+    run.write_metrics(
+        {"schema": SCHEMA, "run": {**facts, "figures": figures}, "models": rows, "evaluation": evaluation}
+    )
+
+
+def _pooled_facts(folds: Sequence[FinishedFold], numbers: Sequence[int]) -> dict[str, Any]:
+    first = folds[0].facts
+    return {
+        **{key: first[key] for key in ("source", "split", "seed", "phantom", "classes", "own_data")},
+        "command": run_command(),
+        "fold": None,
+        "folds": list(numbers),
+        "slices": {"test": sum(fold.facts["slices"]["test"] for fold in folds)},
+        "versions": versions(),
+        "machine": machine(),
+    }

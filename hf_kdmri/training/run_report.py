@@ -1,0 +1,333 @@
+"""The figures and the page of a run, from what its folds left on disk: it can be made again at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from hf_kdmri.evaluation import plot_comparison, results_table
+from hf_kdmri.evaluation.calibration_figures import plot_reliability, plot_risk_coverage
+from hf_kdmri.evaluation.confusion_figures import plot_confusion_matrices
+from hf_kdmri.evaluation.convergence_figures import plot_convergence
+from hf_kdmri.evaluation.predictions import Predictions
+from hf_kdmri.evaluation.report_page import Block, KeyNumber, Page, Section, code, figure, render_page, table, text
+from hf_kdmri.evaluation.summary_tables import TITLES, summary_tables
+from hf_kdmri.training.reporting import FinishedFold, calibrated, config_of
+from hf_kdmri.training.run_folder import RunFolder
+from hf_kdmri.training.run_tables import (
+    calibration_table,
+    convergence_table,
+    cost_table,
+    saliency_table,
+)
+from hf_kdmri.whole_files import write_whole
+
+
+def write_report(
+    run: RunFolder,
+    folds: Sequence[FinishedFold],
+    predictions: Predictions,
+    evaluation: Mapping[str, Any],
+    rows: Mapping[str, Mapping[str, Any]],
+    facts: Mapping[str, Any],
+) -> Path:
+    """Draw the pooled figures, write the tables as Markdown and everything as `report.html`.
+
+    Args:
+        run: the folder to write to.
+        folds: finished.
+        predictions: of all folds.
+        evaluation: of `evaluate_folds`.
+        rows: of `pooled_rows`.
+        facts: what the run was: `source`, `split`, `folds`, `seed`, `command`, `versions`, `machine`, `phantom`.
+
+    Returns:
+        The page.
+    """
+    report = _Report(run, folds, predictions, evaluation, rows, facts)
+    sections = [section for section in report.sections() if section.blocks]
+    page = Page(
+        title=f"{' and '.join(report.taught())}: teacher, student alone, distilled student",
+        lead=report.lead(),
+        warnings=report.warnings(),
+        keys=report.keys(),
+        sections=sections,
+        footer=report.footer(),
+    )
+    path = run.path / "report.html"
+    write_whole(path, render_page(page))
+    (run.path / "tables").mkdir(exist_ok=True)
+    for name, markdown in report.tables.items():
+        write_whole(run.path / "tables" / f"{name}.md", markdown)
+    return path
+
+
+class _Report:
+    def __init__(
+        self,
+        run: RunFolder,
+        folds: Sequence[FinishedFold],
+        predictions: Predictions,
+        evaluation: Mapping[str, Any],
+        rows: Mapping[str, Mapping[str, Any]],
+        facts: Mapping[str, Any],
+    ) -> None:
+        self.run, self.folds, self.predictions = run, folds, predictions
+        self.evaluation, self.rows, self.facts = evaluation, rows, facts
+        self.summary = evaluation["summary"]
+        self.figures = run.path / "figures"
+        self.figures.mkdir(exist_ok=True)
+        self.unit = next(iter(rows.values()))["unit"]
+        self.subtitle = f"{facts['source']}, split {facts['split']}, {self._which_folds()}, test"
+        self.tables = {name: markdown for name, markdown in summary_tables(self.summary).items() if markdown}
+        self.tables["models"] = results_table(list(rows.values()))
+        self.tables["cost"] = cost_table(rows)
+
+    def taught(self) -> list[str]:
+        return list(dict.fromkeys([self.rows[m]["architecture"] for m in ("teacher", "student") if m in self.rows]))
+
+    def _which_folds(self) -> str:
+        numbers = [fold.facts["fold"] for fold in self.folds]
+        if numbers == [None]:
+            return "the set's own splits"
+        if len(numbers) == 1:
+            return f"fold {numbers[0]}"
+        return f"folds {', '.join(map(str, numbers))} pooled"
+
+    def lead(self) -> str:
+        groups = f" of {self.summary['patient_groups']:,} patient groups" if self._has_patients() else ""
+        return (
+            f"{self.facts['source']}, split {self.facts['split']}, {self._which_folds()}, seed {self.facts['seed']}: "
+            f"{self.summary['slices']:,} test {self.unit}{groups}, each predicted once, by models that were not "
+            f"trained on {'its patient' if self.summary['disjoint_groups'] and self._has_patients() else 'it'}. "
+            f"Brackets are 95 % intervals from {self.summary['draws']:,} draws of patient groups."
+        )
+
+    def _has_patients(self) -> bool:
+        return self.summary["patient_groups"] < self.summary["slices"]
+
+    def warnings(self) -> list[str]:
+        told = [
+            "Research use only, not a medical device. There is no class “no tumour”: a healthy slice gets a tumour's "
+            "name."
+        ]
+        if self.facts["phantom"]:
+            told.append(
+                "These are generated phantoms: the numbers show that everything runs and say nothing about MRI."
+            )
+        if not self.summary["disjoint_groups"]:
+            told.append(
+                "This split puts slices of one patient on both sides. Its numbers show memory of patients as well as "
+                "skill and must not be compared with those of a split by patient."
+            )
+        elif not self._has_patients():
+            told.append(
+                "Nothing says whose each image is: images of one person may stand in training and test, and the "
+                "intervals treat every image as a person of its own."
+            )
+        if len(self.folds) == 1:
+            told.append(
+                "One fold: folds differ by more than methods do, so a difference between two runs proves little."
+            )
+        return told
+
+    def keys(self) -> list[KeyNumber]:
+        keys = []
+        for model, scores in self.summary["over_slices"]["models"].items():
+            keys.append(_key(f"{TITLES[model]}: accuracy", scores["accuracy"]))
+        for pair, comparison in self.summary["over_slices"]["comparisons"].items():
+            first, second = pair.split("_minus_")
+            name = f"{TITLES[first]} − {TITLES[second].lower()}, points"
+            keys.append(_key(name, comparison["differences"]["accuracy"], signed=True))
+        return keys
+
+    def sections(self) -> list[Section]:
+        return [
+            Section("Results", self._results()),
+            Section("Classes", self._classes()),
+            Section("Training", self._training()),
+            Section("Predictions", self._per_fold("predictions", "Test pictures drawn at random, wrong ones framed")),
+            Section("Size and speed", self._cost()),
+            Section("Calibration and abstention", self._calibration()),
+            Section("Where the models look", self._saliency()),
+            Section("Robustness", self._robustness()),
+            Section("Subsets and folds", self._subsets()),
+            Section("How it was made", self._made()),
+        ]
+
+    def _results(self) -> list[Block]:
+        blocks = [table(self.tables["headline"])]
+        if "comparisons" in self.tables:
+            blocks += [
+                table(self.tables["comparisons"]),
+                text(
+                    f"p from {self.summary['permutations']:,} permutations that swap the two models within patient "
+                    "groups, and from McNemar's exact test on patients; both two-sided, none corrected for the number "
+                    "of comparisons.",
+                    quiet=True,
+                ),
+            ]
+        return blocks
+
+    def _classes(self) -> list[Block]:
+        matrices = {
+            TITLES[model]: scores["confusion_matrix"] for model, scores in self.summary["over_slices"]["models"].items()
+        }
+        png, _ = plot_confusion_matrices(
+            matrices, self.summary["class_names"], self.figures / "confusion", subtitle=self.subtitle
+        )
+        return [figure(png, "Confusion matrices of the models"), table(self.tables["per_class"])]
+
+    def _training(self) -> list[Block]:
+        blocks = self._per_fold("training_curves", "Loss and accuracy before and after distillation")
+        for fold in self.folds[:1]:
+            told = self.evaluation["convergence"][str(fold.facts["fold"])]
+            if told:
+                png, _ = plot_convergence(
+                    told, self.figures / "convergence", subtitle=f"{fold.facts['source']}, fold {fold.facts['fold']}"
+                )
+                blocks.append(figure(png, "Generalisation gap and epochs to given validation accuracies"))
+        if markdown := convergence_table(self.evaluation["convergence"]):
+            self.tables["convergence"] = markdown
+            blocks.append(table(markdown))
+            blocks.append(
+                text(
+                    "The gap is training minus validation accuracy, training measured on augmented views while the "
+                    "weights still changed; its trend is the slope of a straight line through the second half of the "
+                    "epochs.",
+                    quiet=True,
+                )
+            )
+        return blocks
+
+    def _per_fold(self, name: str, alt: str) -> list[Block]:
+        blocks = []
+        for fold in self.folds:
+            png = fold.run.path / "figures" / f"{name}.png"
+            if png.is_file():
+                caption = f"Fold {fold.facts['fold']}" if len(self.folds) > 1 else ""
+                blocks.append(figure(png, alt, caption))
+        return blocks[:1]
+
+    def _cost(self) -> list[Block]:
+        png, _ = plot_comparison(list(self.rows.values()), self.figures / "comparison", subtitle=self.subtitle)
+        note = (
+            "Milliseconds are the median of single pictures on this machine, PyTorch in float32, without reading the "
+            "file. A multiply-add counts as two operations."
+        )
+        return [
+            figure(png, "Teacher, student alone and distilled student"),
+            table(self.tables["cost"]),
+            text(note, quiet=True),
+        ]
+
+    def _calibration(self) -> list[Block]:
+        told, labels = self.evaluation["calibration"], self.predictions.labels
+        self.tables["calibration"] = calibration_table(told)
+        scores: dict[str, Any] = {"as trained": self.predictions.probabilities["student"]}
+        parts = [calibrated(fold, "student") for fold in self.folds]
+        if not any(part is None for part in parts):
+            scores["after temperature scaling"] = np.concatenate([part for part in parts if part is not None])
+        reliability, _ = plot_reliability(
+            scores,
+            labels,
+            self.figures / "reliability",
+            unit=self.unit,
+            title="Is it right as often as it says?",
+            subtitle=f"Distilled student; {self.subtitle}",
+        )
+        coverage, _ = plot_risk_coverage(
+            {TITLES[model]: p for model, p in self.predictions.probabilities.items()},
+            labels,
+            self.figures / "risk_coverage",
+            unit=self.unit,
+            subtitle=self.subtitle,
+        )
+        reasons = sorted({reason for model in told.values() for reason in model["not_fitted"]})
+        return [
+            table(self.tables["calibration"]),
+            *(text(f"No temperature could be fitted: {reason}", quiet=True) for reason in reasons),
+            text(
+                "Temperatures are fitted on each fold's validation patients only and stored in the models' "
+                "configuration; the logits are not changed by them. The calibration error has 15 bins of equal "
+                "counts; a perfectly calibrated model would not measure 0 on so few pictures but the value in the "
+                "column beside it.",
+                quiet=True,
+            ),
+            figure(reliability, "Reliability diagram of the distilled student"),
+            figure(coverage, "Error rate among the pictures that are answered, by their share"),
+        ]
+
+    def _saliency(self) -> list[Block]:
+        told = self.evaluation["saliency"]
+        if told is None:
+            return []
+        self.tables["saliency"] = saliency_table(told)
+        layers = "; ".join(f"{TITLES[model].lower()}: {part['layer']}" for model, part in told.items())
+        return [
+            text(
+                "Grad-CAM of the true class against the tumour's mask. A hit is a map whose highest point lies in the "
+                "mask, with and without a margin of 15 pixels of a 512-pixel slice; energy is the share of the map "
+                "inside it. Chance is the mask's share of the head: what a point drawn at random in the head would hit."
+            ),
+            table(self.tables["saliency"]),
+            text(f"Maps are taken at {layers}.", quiet=True),
+            *self._per_fold("saliency", "Overlays of saliency maps and tumour borders"),
+        ]
+
+    def _robustness(self) -> list[Block]:
+        told = self.evaluation["robustness"]
+        if told is None:
+            return []
+        from hf_kdmri.evaluation.robustness import robustness_table
+        from hf_kdmri.evaluation.robustness_figures import plot_robustness
+
+        titled = {**told, "models": {TITLES[model]: part for model, part in told["models"].items()}}
+        self.tables["robustness"] = robustness_table(titled)
+        png, _ = plot_robustness(titled, self.figures / "robustness", subtitle=self.subtitle)
+        return [
+            text(
+                f"Accuracy that is lost when {told['n']:,} test {self.unit} are corrupted as scanners, patients and "
+                "files corrupt them."
+            ),
+            table(self.tables["robustness"]),
+            figure(png, "Accuracy by severity of each corruption"),
+        ]
+
+    def _subsets(self) -> list[Block]:
+        return [table(self.tables[name]) for name in ("subsets", "folds") if name in self.tables]
+
+    def _made(self) -> list[Block]:
+        versions = ", ".join(f"{name} {number}" for name, number in self.facts["versions"].items())
+        options = yaml.safe_dump(config_of(self.folds[0].run), sort_keys=True, allow_unicode=True)
+        return [
+            code(str(self.facts["command"]), "Command", open=True),
+            text(f"{versions}; {self.facts['machine']}."),
+            code(options, f"All options{' of the first fold' if len(self.folds) > 1 else ''}"),
+            text(
+                "Beside this page: metrics.json (every number, explained in docs/evaluation.md), predictions.parquet "
+                "(probabilities of every test picture), figures/ (PNG and SVG), tables/ (Markdown)."
+            ),
+        ]
+
+    def footer(self) -> list[str]:
+        if self.facts.get("own_data") or self.facts["phantom"]:
+            return []
+        return [
+            "Data: Cheng, Jun, brain tumor dataset, figshare 1512427, CC BY 4.0; PLoS ONE 10(10):e0140381 (2015) and "
+            "11(6):e0157112 (2016)."
+        ]
+
+
+def _key(name: str, estimate: Mapping[str, Any], *, signed: bool = False) -> KeyNumber:
+    if estimate["value"] is None:
+        return KeyNumber(name, "–")
+    sign, unit = ("+", "") if signed else ("", " %")
+    bounds = estimate["interval"]
+    between = "" if bounds is None else " to ".join(f"{100 * bound:{sign}.1f}" for bound in bounds)
+    value = f"{100 * estimate['value']:{sign}.1f}{unit}"
+    return KeyNumber(name, value.replace("-", "−"), between.replace("-", "−"))
