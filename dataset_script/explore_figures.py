@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from hf_kdmri.data.mat_file import LABEL_NAMES
-from hf_kdmri.evaluation.figure_style import BLUE, GREEN, GREY, INK, ORANGE, PALE, figure_style, light_grid
+from hf_kdmri.evaluation.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PALE, figure_style, light_grid
 
 CLASS_COLOURS = (BLUE, ORANGE, GREEN)
 _WIDTH, _HEIGHT = 4.6, 2.9  # inches; narrow, so that the text stays readable on a phone

@@ -14,10 +14,10 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from hf_kdmri.evaluation.bootstrap import MIN_GROUPS, estimate
 from hf_kdmri.evaluation.metrics import ClassificationReport
 from hf_kdmri.evaluation.report import escape_markdown
-from hf_kdmri.evaluation.robustness import accuracy_draws
+from hf_kdmri.evaluation.robustness.accuracy import accuracy_draws
+from hf_kdmri.evaluation.statistics.bootstrap import MIN_GROUPS, estimate
 from hf_kdmri.label_file import LabelledFile
 from hf_kdmri.whole_files import whole_file
 

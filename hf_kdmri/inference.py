@@ -121,7 +121,7 @@ def save_temperature(model_folder: str | Path, temperature: SupportsFloat | None
 
     Args:
         model_folder: A saved model.
-        temperature: From `hf_kdmri.evaluation.temperature.fit_temperature`, or a number; None takes it out again.
+        temperature: From `hf_kdmri.evaluation.calibration.fit_temperature`, or a number; None takes it out again.
 
     Returns:
         Path of `config.json`.
@@ -147,7 +147,7 @@ def _stored_temperature(config: PreTrainedConfig, model: str) -> float:
     if value is None:
         raise ValueError(
             f"{model!r} has no {TEMPERATURE_KEY} in its config.json. Fit one on validation slices "
-            "(hf_kdmri.evaluation.temperature.fit_temperature) and store it with hf_kdmri.inference.save_temperature, "
+            "(hf_kdmri.evaluation.calibration.fit_temperature) and store it with hf_kdmri.inference.save_temperature, "
             "or ask for uncalibrated probabilities (calibrated=False)"
         )
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:

@@ -57,8 +57,8 @@ def compare(
     seed: Annotated[int, typer.Option(help="Of the draws and permutations.")] = 0,
 ) -> None:
     """Put runs side by side, each tested against the first on the same images."""
-    from hf_kdmri.evaluation.compare import compare_runs, compare_table
-    from hf_kdmri.evaluation.predictions import Predictions
+    from hf_kdmri.evaluation.statistics.compare import compare_runs, compare_table
+    from hf_kdmri.evaluation.statistics.predictions import Predictions
 
     try:
         loaded = {}

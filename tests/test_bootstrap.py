@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from hf_kdmri.evaluation import bootstrap
-from hf_kdmri.evaluation.bootstrap import (
+from hf_kdmri.evaluation.metrics import classification_metrics
+from hf_kdmri.evaluation.statistics import bootstrap
+from hf_kdmri.evaluation.statistics.bootstrap import (
     MIN_GROUPS,
     confusion_metrics,
     draw_counts,
@@ -18,7 +19,6 @@ from hf_kdmri.evaluation.bootstrap import (
     group_confusions,
     ranking_metrics,
 )
-from hf_kdmri.evaluation.metrics import classification_metrics
 
 NAMES = ["meningioma", "glioma", "pituitary"]
 

@@ -8,7 +8,7 @@ from scipy.special import softmax
 from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 
-from hf_kdmri.evaluation.calibration import (
+from hf_kdmri.evaluation.calibration.errors import (
     brier_score,
     calibration_error_floor,
     classwise_calibration_error,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from hf_kdmri.evaluation.calibration import expected_calibration_error, reliability_curve
-from hf_kdmri.evaluation.calibration_figures import plot_reliability, plot_risk_coverage
-from hf_kdmri.evaluation.selective import risk_coverage
+from hf_kdmri.evaluation.calibration.errors import expected_calibration_error, reliability_curve
+from hf_kdmri.evaluation.calibration.figures import plot_reliability, plot_risk_coverage
+from hf_kdmri.evaluation.calibration.selective import risk_coverage
 from tests.test_calibration import calibrated
 from tests.test_figures import check_files
 

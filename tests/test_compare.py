@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hf_kdmri.evaluation.compare import compare_runs, compare_table
-from hf_kdmri.evaluation.predictions import Predictions
+from hf_kdmri.evaluation.statistics.compare import compare_runs, compare_table
+from hf_kdmri.evaluation.statistics.predictions import Predictions
 
 
 def predictions(right: np.ndarray, *, slices: np.ndarray | None = None, **changes) -> Predictions:

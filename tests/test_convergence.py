@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from hf_kdmri.evaluation.convergence import convergence, generalisation_gap, time_to_accuracy
-from hf_kdmri.evaluation.convergence_figures import plot_convergence
+from hf_kdmri.evaluation.figures.convergence import plot_convergence
 
 
 def history(stage: str, train: list[float], validation: list[float]) -> list[dict]:

@@ -10,7 +10,7 @@ import torch
 
 from hf_kdmri.data.phantom_anatomy import draw_anatomy, draw_lesion, draw_scan, draw_slice
 from hf_kdmri.data.pixels import window_to_uint8
-from hf_kdmri.evaluation.corruptions import SEVERITIES, corrupt
+from hf_kdmri.evaluation.robustness.corruptions import SEVERITIES, corrupt
 
 MONAIS = ("bias_field", "rician_noise", "gibbs_ringing")
 

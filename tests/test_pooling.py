@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_kdmri.evaluation.pooling import SCORES, pool_robustness, pool_saliency
-from hf_kdmri.evaluation.predictions import Predictions
+from hf_kdmri.evaluation.statistics.predictions import Predictions
 
 
 def test_saliency_is_averaged_per_class_over_all_folds():

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_kdmri.evaluation.predictions import Predictions
+from hf_kdmri.evaluation.statistics.predictions import Predictions
 
 NAMES = ("meningioma", "glioma", "pituitary")
 

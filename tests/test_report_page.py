@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hf_kdmri.evaluation.confusion_figures import plot_confusion_matrices
+from hf_kdmri.evaluation.figures.confusion import plot_confusion_matrices
 from hf_kdmri.evaluation.report import escape_markdown
 from hf_kdmri.evaluation.report_page import KeyNumber, Page, Section, code, figure, render_page, table, text
 

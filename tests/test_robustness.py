@@ -9,8 +9,13 @@ import torch
 
 from hf_kdmri import StudentForImageClassification, TeacherForImageClassification
 from hf_kdmri.data.views import ViewDataset
-from hf_kdmri.evaluation.corruptions import SEVERITIES, corrupt
-from hf_kdmri.evaluation.robustness import accuracy_draws, evaluate_robustness, robustness_table, stratified_subset
+from hf_kdmri.evaluation.robustness.accuracy import (
+    accuracy_draws,
+    evaluate_robustness,
+    robustness_table,
+    stratified_subset,
+)
+from hf_kdmri.evaluation.robustness.corruptions import SEVERITIES, corrupt
 from hf_kdmri.models import prepare_pixels
 from tests.conftest import LABELS
 from tests.tiny import tiny_views

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_kdmri.evaluation.corruptions import SEVERITIES
-from hf_kdmri.evaluation.robustness_figures import plot_corruption_sheet, plot_robustness
+from hf_kdmri.evaluation.robustness.corruptions import SEVERITIES
+from hf_kdmri.evaluation.robustness.figures import plot_corruption_sheet, plot_robustness
 from tests.test_figures import check_files
 
 

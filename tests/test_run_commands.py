@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hf_kdmri.cli import app
-from hf_kdmri.evaluation.predictions import Predictions
+from hf_kdmri.evaluation.statistics.predictions import Predictions
 
 
 @pytest.fixture

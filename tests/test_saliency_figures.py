@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_kdmri.evaluation.saliency_figures import draw_examples, plot_saliency_rates, plot_saliency_sheet
-from hf_kdmri.evaluation.saliency_scores import SaliencyScores, SaliencySummary, saliency_scores
+from hf_kdmri.evaluation.saliency.figures import draw_examples, plot_saliency_rates, plot_saliency_sheet
+from hf_kdmri.evaluation.saliency.scores import SaliencyScores, SaliencySummary, saliency_scores
 
 NAMES = ["meningioma", "pituitary"]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_kdmri.evaluation.saliency_scores import (
+from hf_kdmri.evaluation.saliency.scores import (
     head_mask,
     saliency_peak,
     saliency_scores,

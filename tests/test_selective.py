@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
+from hf_kdmri.evaluation.calibration.selective import abstention_threshold, patient_means, risk_coverage
 from hf_kdmri.evaluation.metrics import patient_metrics
-from hf_kdmri.evaluation.selective import abstention_threshold, patient_means, risk_coverage
 from tests.test_calibration import calibrated
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 from sklearn.metrics import f1_score
 
-from hf_kdmri.evaluation import significance
-from hf_kdmri.evaluation.significance import mcnemar, permutation_test
+from hf_kdmri.evaluation.statistics import significance
+from hf_kdmri.evaluation.statistics.significance import mcnemar, permutation_test
 
 
 def study(seed: int, groups: int = 30, better: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

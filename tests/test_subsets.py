@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hf_kdmri.evaluation.predictions import Predictions
-from hf_kdmri.evaluation.subsets import SUBSETS, subset_masks, subset_results
+from hf_kdmri.evaluation.statistics.predictions import Predictions
+from hf_kdmri.evaluation.statistics.subsets import SUBSETS, subset_masks, subset_results
 
 NAMES = ("meningioma", "glioma", "pituitary")
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from hf_kdmri.evaluation.metrics import classification_metrics, patient_metrics
-from hf_kdmri.evaluation.predictions import Predictions
-from hf_kdmri.evaluation.subsets import SUBSETS
-from hf_kdmri.evaluation.summary import summarize
-from hf_kdmri.evaluation.summary_tables import summary_tables
+from hf_kdmri.evaluation.statistics.predictions import Predictions
+from hf_kdmri.evaluation.statistics.subsets import SUBSETS
+from hf_kdmri.evaluation.statistics.summary import summarize
+from hf_kdmri.evaluation.statistics.summary_tables import summary_tables
 from tests.conftest import ROOT
 
 NAMES = ("meningioma", "glioma", "pituitary")

@@ -19,8 +19,14 @@ from scipy.special import log_softmax, softmax
 from transformers import AutoModelForImageClassification
 
 from hf_kdmri import StudentForImageClassification
-from hf_kdmri.evaluation.calibration import expected_calibration_error, negative_log_likelihood
-from hf_kdmri.evaluation.temperature import FittedOn, Temperature, apply_temperature, fit_temperature, log_probabilities
+from hf_kdmri.evaluation.calibration.errors import expected_calibration_error, negative_log_likelihood
+from hf_kdmri.evaluation.calibration.temperature import (
+    FittedOn,
+    Temperature,
+    apply_temperature,
+    fit_temperature,
+    log_probabilities,
+)
 from hf_kdmri.inference import ImageClassifier, save_temperature
 from hf_kdmri.models.image_classification import KDConfig
 from tests.conftest import LABELS, ROOT

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from hf_kdmri import StudentForImageClassification, TeacherForImageClassification
-from hf_kdmri.evaluation.predictions import Predictions
+from hf_kdmri.evaluation.statistics.predictions import Predictions
 from hf_kdmri.training.job import report_again
 from tests.conftest import LABELS
 

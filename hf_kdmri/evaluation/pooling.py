@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_kdmri.evaluation.predictions import Predictions
-from hf_kdmri.evaluation.robustness import accuracy_draws
-from hf_kdmri.evaluation.saliency_scores import SaliencyScores, summarize_saliency
+from hf_kdmri.evaluation.robustness.accuracy import accuracy_draws
+from hf_kdmri.evaluation.saliency.scores import SaliencyScores, summarize_saliency
+from hf_kdmri.evaluation.statistics.predictions import Predictions
 
 SCORES = ("hit", "tolerant_hit", "energy", "chance", "tolerant_chance")
 

@@ -11,13 +11,23 @@ from typing import Any
 import numpy as np
 import yaml
 
-from hf_kdmri.evaluation import calibration
+from hf_kdmri.evaluation.calibration import (
+    brier_score,
+    calibration_error_floor,
+    expected_calibration_error,
+    negative_log_likelihood,
+)
+from hf_kdmri.evaluation.calibration.selective import risk_coverage
+from hf_kdmri.evaluation.calibration.temperature import (
+    Temperature,
+    apply_temperature,
+    fit_temperature,
+    log_probabilities,
+)
 from hf_kdmri.evaluation.convergence import convergence
 from hf_kdmri.evaluation.pooling import pool_robustness, pool_saliency
-from hf_kdmri.evaluation.predictions import Predictions
-from hf_kdmri.evaluation.selective import risk_coverage
-from hf_kdmri.evaluation.summary import summarize
-from hf_kdmri.evaluation.temperature import Temperature, apply_temperature, fit_temperature, log_probabilities
+from hf_kdmri.evaluation.statistics.predictions import Predictions
+from hf_kdmri.evaluation.statistics.summary import summarize
 from hf_kdmri.training.run_folder import RunFolder
 
 SCHEMA = "hf_kdmri/metrics/2"
@@ -169,10 +179,10 @@ def _calibration(folds: Sequence[FinishedFold]) -> dict[str, Any]:
 def _calibration_scores(probabilities: Any, labels: Any) -> dict[str, Any]:
     curve = risk_coverage(probabilities, labels)
     return {
-        "ece": calibration.expected_calibration_error(probabilities, labels),
-        "ece_of_a_calibrated_model": calibration.calibration_error_floor(probabilities),
-        "brier": calibration.brier_score(probabilities, labels),
-        "negative_log_likelihood": calibration.negative_log_likelihood(probabilities, labels),
+        "ece": expected_calibration_error(probabilities, labels),
+        "ece_of_a_calibrated_model": calibration_error_floor(probabilities),
+        "brier": brier_score(probabilities, labels),
+        "negative_log_likelihood": negative_log_likelihood(probabilities, labels),
         "risk_coverage_area": curve.area,
         "accuracy_at_coverage": {f"{coverage:g}": curve.accuracy_at(coverage) for coverage in COVERAGES},
     }

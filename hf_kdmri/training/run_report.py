@@ -10,12 +10,12 @@ import numpy as np
 import yaml
 
 from hf_kdmri.evaluation import plot_comparison, results_table
-from hf_kdmri.evaluation.calibration_figures import plot_reliability, plot_risk_coverage
-from hf_kdmri.evaluation.confusion_figures import plot_confusion_matrices
-from hf_kdmri.evaluation.convergence_figures import plot_convergence
-from hf_kdmri.evaluation.predictions import Predictions
+from hf_kdmri.evaluation.calibration.figures import plot_reliability, plot_risk_coverage
+from hf_kdmri.evaluation.figures.confusion import plot_confusion_matrices
+from hf_kdmri.evaluation.figures.convergence import plot_convergence
 from hf_kdmri.evaluation.report_page import Block, KeyNumber, Page, Section, code, figure, render_page, table, text
-from hf_kdmri.evaluation.summary_tables import TITLES, summary_tables
+from hf_kdmri.evaluation.statistics.predictions import Predictions
+from hf_kdmri.evaluation.statistics.summary_tables import TITLES, summary_tables
 from hf_kdmri.training.reporting import FinishedFold, calibrated, config_of
 from hf_kdmri.training.run_folder import RunFolder
 from hf_kdmri.training.run_tables import (
@@ -283,8 +283,8 @@ class _Report:
         told = self.evaluation["robustness"]
         if told is None:
             return []
-        from hf_kdmri.evaluation.robustness import robustness_table
-        from hf_kdmri.evaluation.robustness_figures import plot_robustness
+        from hf_kdmri.evaluation.robustness.accuracy import robustness_table
+        from hf_kdmri.evaluation.robustness.figures import plot_robustness
 
         titled = {**told, "models": {TITLES[model]: part for model, part in told["models"].items()}}
         self.tables["robustness"] = robustness_table(titled)

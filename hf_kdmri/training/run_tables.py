@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_kdmri.evaluation.convergence_figures import duration
+from hf_kdmri.evaluation.figures.convergence import duration
 from hf_kdmri.evaluation.report import escape_markdown
-from hf_kdmri.evaluation.summary_tables import TITLES
+from hf_kdmri.evaluation.statistics.summary_tables import TITLES
 
 
 def cost_table(rows: Mapping[str, Mapping[str, Any]]) -> str:

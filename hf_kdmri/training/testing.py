@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from hf_kdmri.data.views import ViewDataset
 from hf_kdmri.distillation import teacher_column_order
-from hf_kdmri.evaluation.predictions import Predictions
+from hf_kdmri.evaluation.statistics.predictions import Predictions
 from hf_kdmri.inference import save_temperature
 from hf_kdmri.models import TimmClassifier, prepare_pixels
 from hf_kdmri.training.inputs import RunData, views_of
@@ -101,8 +101,8 @@ def look_where(
     Returns:
         Per model the scores of each image, by slice, as kept in `saliency.json`; None where the data have no masks.
     """
-    from hf_kdmri.evaluation.saliency import saliency_layer
-    from hf_kdmri.evaluation.saliency_scores import saliency_scores
+    from hf_kdmri.evaluation.saliency.maps import saliency_layer
+    from hf_kdmri.evaluation.saliency.scores import saliency_scores
 
     test = data.splits["test"]
     if not options.evaluation.saliency or "mask" not in test.column_names:
@@ -130,7 +130,7 @@ def look_where(
 
 
 def _maps(model: TimmClassifier, views: ViewDataset, data: RunData) -> Any:
-    from hf_kdmri.evaluation.saliency import saliency_maps
+    from hf_kdmri.evaluation.saliency.maps import saliency_maps
 
     order = np.asarray(teacher_column_order(data.labels, model.labels))  # the model's column of each of our classes
     for start in range(0, len(views), _BATCH):
@@ -151,7 +151,7 @@ def _pixels(model: TimmClassifier, views: ViewDataset, rows: list[int]) -> torch
 def _draw_sheet(
     maps: np.ndarray, scores: Any, data: RunData, predictions: Predictions, options: RunOptions, run: RunFolder
 ) -> None:
-    from hf_kdmri.evaluation.saliency_figures import plot_saliency_sheet
+    from hf_kdmri.evaluation.saliency.figures import plot_saliency_sheet
 
     test = data.splits["test"]
     plot_saliency_sheet(
@@ -174,13 +174,13 @@ def corrupt_images(
     """Test every model under corruptions, on at most `robustness_images` test images.
 
     Returns:
-        As `hf_kdmri.evaluation.robustness.evaluate_robustness`, kept in `robustness.json`; None where none are
+        As `hf_kdmri.evaluation.robustness.accuracy.evaluate_robustness`, kept in `robustness.json`; None where none are
         asked for.
 
     Raises:
         OptionError: a model names its classes in another order than the data.
     """
-    from hf_kdmri.evaluation.robustness import evaluate_robustness
+    from hf_kdmri.evaluation.robustness.accuracy import evaluate_robustness
 
     if not options.evaluation.robustness_images:
         return None

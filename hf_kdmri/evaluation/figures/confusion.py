@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_kdmri.evaluation.figure_style import figure_style, new_figure, save_figure
+from hf_kdmri.evaluation.figures.style import figure_style, new_figure, save_figure
 
 
 def plot_confusion_matrices(

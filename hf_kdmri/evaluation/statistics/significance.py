@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from hf_kdmri.evaluation.bootstrap import confusion_metrics, group_confusions
+from hf_kdmri.evaluation.statistics.bootstrap import confusion_metrics, group_confusions
 
 TESTED = ("accuracy", "macro_f1", "balanced_accuracy", "mcc")
 _ELEMENTS = 2**21  # of a block of permutations: 16 MB at a time

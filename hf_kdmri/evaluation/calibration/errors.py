@@ -1,6 +1,6 @@
 """Do probabilities mean what they say? Calibration errors, reliability curves and proper scores, over plain arrays.
 
-What to do about it is in `hf_kdmri.evaluation.temperature`. scikit-learn and SciPy compute the scores and intervals;
+What to do about it is in `temperature.py` beside this file. scikit-learn and SciPy compute the scores and intervals;
 scikit-learn has no calibration error, and its `calibration_curve` has two classes and gives no counts.
 """
 

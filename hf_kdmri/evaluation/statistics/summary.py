@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_kdmri.evaluation.bootstrap import (
+from hf_kdmri.evaluation.metrics import classification_metrics, patient_metrics
+from hf_kdmri.evaluation.statistics.bootstrap import (
     CONFIDENCE,
     Draws,
     draw_counts,
@@ -19,10 +20,9 @@ from hf_kdmri.evaluation.bootstrap import (
     estimate,
     group_confusions,
 )
-from hf_kdmri.evaluation.metrics import classification_metrics, patient_metrics
-from hf_kdmri.evaluation.predictions import Predictions
-from hf_kdmri.evaluation.significance import mcnemar, permutation_test
-from hf_kdmri.evaluation.subsets import subset_results
+from hf_kdmri.evaluation.statistics.predictions import Predictions
+from hf_kdmri.evaluation.statistics.significance import mcnemar, permutation_test
+from hf_kdmri.evaluation.statistics.subsets import subset_results
 
 FORMAT_VERSION = 1
 PAIRS = (("student", "baseline"), ("student", "teacher"))

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from hf_kdmri.evaluation.bootstrap import Draws, draw_counts, draw_metrics, estimate
-from hf_kdmri.evaluation.predictions import Predictions
 from hf_kdmri.evaluation.report import escape_markdown
-from hf_kdmri.evaluation.significance import mcnemar, permutation_test
+from hf_kdmri.evaluation.statistics.bootstrap import Draws, draw_counts, draw_metrics, estimate
+from hf_kdmri.evaluation.statistics.predictions import Predictions
+from hf_kdmri.evaluation.statistics.significance import mcnemar, permutation_test
 
 METRICS = ("accuracy", "macro_f1", "balanced_accuracy")
 

@@ -18,9 +18,9 @@ from rich.progress import track
 from torch import Tensor
 
 from hf_kdmri.data.views import ViewDataset
-from hf_kdmri.evaluation.bootstrap import MIN_GROUPS, draw_counts, estimate
-from hf_kdmri.evaluation.corruptions import SEVERITIES, check_corruptions, corrupt, corruption_title
 from hf_kdmri.evaluation.report import escape_markdown
+from hf_kdmri.evaluation.robustness.corruptions import SEVERITIES, check_corruptions, corrupt, corruption_title
+from hf_kdmri.evaluation.statistics.bootstrap import MIN_GROUPS, draw_counts, estimate
 from hf_kdmri.models import TimmClassifier, prepare_pixels
 
 DRAWS = 2000

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from hf_kdmri.evaluation.figure_style import (
+from hf_kdmri.evaluation.figures.style import (
     BLUE,
     GREEN,
     GREY,

@@ -10,14 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MultipleLocator
 from numpy.typing import ArrayLike, NDArray
 
-from hf_kdmri.evaluation.calibration import (
+from hf_kdmri.evaluation.calibration.errors import (
     Floats,
     calibration_error_floor,
     checked_rows,
     expected_calibration_error,
     reliability_curve,
 )
-from hf_kdmri.evaluation.figure_style import (
+from hf_kdmri.evaluation.calibration.selective import risk_coverage
+from hf_kdmri.evaluation.figures.style import (
     BLUE,
     GREEN,
     GREY,
@@ -31,7 +32,6 @@ from hf_kdmri.evaluation.figure_style import (
     new_figure,
     save_figure,
 )
-from hf_kdmri.evaluation.selective import risk_coverage
 
 # Models keep the colours of the other figures. Dashes tell curves apart where colours cannot.
 _MODEL_STYLES = {"Teacher": (GREEN, "-"), "Student alone": (ORANGE, (0, (6, 2))), "Distilled student": (BLUE, "-")}

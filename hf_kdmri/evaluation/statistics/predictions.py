@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_kdmri.evaluation.metrics import check_probabilities
-from hf_kdmri.evaluation.prediction_file import read_prediction_file, write_prediction_file
+from hf_kdmri.evaluation.statistics.prediction_file import read_prediction_file, write_prediction_file
 
 MODELS = ("teacher", "baseline", "student")
 _ATTRIBUTES: dict[str, type[np.generic]] = {"plane": np.str_, "height": np.int64, "lesion_area": np.float64}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_kdmri.evaluation.report import escape_markdown
-from hf_kdmri.evaluation.subsets import SUBSETS
+from hf_kdmri.evaluation.statistics.subsets import SUBSETS
 
 TITLES = {"teacher": "Teacher", "baseline": "Student alone", "student": "Distilled student"}
 _HEADLINE = {

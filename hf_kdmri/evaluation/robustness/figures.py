@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from hf_kdmri.evaluation.corruptions import SEVERITIES, check_corruptions, corrupt, corruption_title
-from hf_kdmri.evaluation.figure_style import (
+from hf_kdmri.evaluation.figures.style import (
     BLUE,
     GREEN,
     GREY,
@@ -24,6 +23,7 @@ from hf_kdmri.evaluation.figure_style import (
     new_figure,
     save_figure,
 )
+from hf_kdmri.evaluation.robustness.corruptions import SEVERITIES, check_corruptions, corrupt, corruption_title
 
 _COLUMNS = 5  # of the chart, and pictures in a row of the sheet's block
 # Colour, marker and dashes: each alone tells the models apart, also in print without colour.

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_kdmri.evaluation.bootstrap import confusion_metrics, draw_counts, estimate, group_confusions
-from hf_kdmri.evaluation.predictions import Predictions
+from hf_kdmri.evaluation.statistics.bootstrap import confusion_metrics, draw_counts, estimate, group_confusions
+from hf_kdmri.evaluation.statistics.predictions import Predictions
 
 SUBSETS = {
     "glioma_numeric_pid": "gliomas whose id has no letters in front",

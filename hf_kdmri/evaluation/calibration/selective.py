@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hf_kdmri.evaluation.calibration import Floats, checked_rows
-from hf_kdmri.evaluation.temperature import FittedOn, Groups, group_ids
+from hf_kdmri.evaluation.calibration.errors import Floats, checked_rows
+from hf_kdmri.evaluation.calibration.temperature import FittedOn, Groups, group_ids
 
 
 @dataclass(frozen=True)

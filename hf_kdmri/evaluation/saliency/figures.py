@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image
 
-from hf_kdmri.evaluation.figure_style import (
+from hf_kdmri.evaluation.figures.style import (
     BLUE,
     GREEN,
     GREY,
@@ -29,7 +29,7 @@ from hf_kdmri.evaluation.figure_style import (
     new_figure,
     save_figure,
 )
-from hf_kdmri.evaluation.saliency_scores import (
+from hf_kdmri.evaluation.saliency.scores import (
     ALL_CLASSES,
     SaliencyScores,
     SaliencySummary,

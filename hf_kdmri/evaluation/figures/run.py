@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from hf_kdmri.evaluation.figure_style import (
+from hf_kdmri.evaluation.figures.style import (
     BLUE,
     GREEN,
     GREY,
