@@ -10,10 +10,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hf_kdmri.command_exits import FAILED, USAGE
+from hf_kdmri.command_exits import stop as _stop
 from hf_kdmri.run_commands import add_run_commands
 
 if TYPE_CHECKING:
@@ -27,9 +29,11 @@ app = typer.Typer(
     epilog="Exit codes: 0 all went well; 1 something failed, named on standard error; 2 wrong usage.",
 )
 
-FAILED, USAGE = 1, 2
 Model = Annotated[str, typer.Option("--model", "-m", help="Model folder, or user/name on the Hugging Face Hub.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in memory at once.")]
+Calibrated = Annotated[
+    bool, typer.Option("--calibrated", help="Divide logits by the temperature stored with the model; classes stay.")
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …; never changed silently.")]
 
 
@@ -55,16 +59,11 @@ class ExportFormat(str, Enum):
     onnx = "onnx"
 
 
-def _stop(message: object, code: int = FAILED) -> NoReturn:
-    typer.echo(f"kdmri: {message}", err=True)
-    raise typer.Exit(code)
-
-
-def _load(model: str, device: str) -> ImageClassifier:
+def _load(model: str, device: str, calibrated: bool = False) -> ImageClassifier:
     from hf_kdmri.inference import ImageClassifier
 
     try:
-        return ImageClassifier(model, device)
+        return ImageClassifier(model, device, calibrated=calibrated)
     except ValueError as error:
         _stop(error, USAGE)
 
@@ -96,6 +95,7 @@ def predict(
     format: Annotated[PredictionFormat, typer.Option(help="How to print.")] = PredictionFormat.table,
     batch_size: BatchSize = 16,
     device: Device = "cpu",
+    calibrated: Calibrated = False,
 ) -> None:
     """Name the tumour in each image. There is no "no tumour" class: a healthy slice gets a tumour name too.
 
@@ -111,7 +111,7 @@ def predict(
         _stop(error, USAGE)
     if not total:
         _stop(f"{source} holds no images; expected files that end in {', '.join(sorted(SUFFIXES))}", USAGE)
-    classifier = _load(model, device)
+    classifier = _load(model, device, calibrated)
     failures: list[Outcome] = []
     with PredictionWriter(format.value, classifier.labels, sys.stdout) as writer:
         for outcome in _with_progress(classifier.classify_files(find_images(source), batch_size), total):
@@ -154,6 +154,7 @@ def evaluate(
     format: Annotated[ReportFormat, typer.Option(help="How to print.")] = ReportFormat.table,
     batch_size: BatchSize = 16,
     device: Device = "cpu",
+    calibrated: Calibrated = False,
 ) -> None:
     """Score a model on images of your own: accuracy, macro F1, recall per class, confusion matrix and more.
 
@@ -175,7 +176,7 @@ def evaluate(
             check_prediction_file(predictions)
     except ValueError as error:
         _stop(error, USAGE)
-    classifier = _load(model, device)
+    classifier = _load(model, device, calibrated)
     try:
         table = read_label_file(
             labels,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-FAILED, USAGE = 1, 2
+from hf_kdmri.command_exits import USAGE, stop
 
 
 class ComparisonFormat(str, Enum):
@@ -42,7 +42,7 @@ def report(
     try:
         page = report_again(run)
     except (CannotRun, ValueError, OSError) as error:
-        _stop(error, USAGE)
+        stop(error, USAGE)
     typer.echo(page)
 
 
@@ -69,10 +69,5 @@ def compare(
             loaded[str(run)] = Predictions.read(path, disjoint_groups=not leaking)
         told = compare_runs(loaded, model=model.value, common=common, seed=seed)
     except (ValueError, OSError) as error:
-        _stop(error, USAGE)
+        stop(error, USAGE)
     typer.echo(json.dumps(told, indent=2) if format is ComparisonFormat.json else compare_table(told))
-
-
-def _stop(message: object, code: int = FAILED) -> NoReturn:
-    typer.echo(f"kdmri: {message}", err=True)
-    raise typer.Exit(code)

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from hf_kdmri import StudentForImageClassification
 from hf_kdmri.cli import app
 from hf_kdmri.data.pictures import PictureError, find_images
-from hf_kdmri.inference import read_image
+from hf_kdmri.inference import read_image, save_temperature
 from hf_kdmri.label_file import read_label_file
 
 LABELS = ["meningioma", "glioma", "pituitary"]
@@ -405,3 +405,17 @@ def test_help_imports_nothing_heavy() -> None:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
     assert time.perf_counter() - start < 10
+
+
+def test_calibrated_probabilities_are_asked_for_and_need_a_temperature(model, scans, tmp_path) -> None:
+    refused = run("predict", scans, "--model", model, "--calibrated")
+    assert refused.exit_code == 2 and "has no calibration_temperature" in refused.stderr
+    calibrated = tmp_path / "calibrated"
+    shutil.copytree(model, calibrated)
+    save_temperature(calibrated, 4.0)
+    shown = {}
+    for name, options in (("plain", []), ("calibrated", ["--calibrated"])):
+        result = run("predict", scans, "--model", calibrated, "--format", "json", *options)
+        assert result.exit_code == 0, result.output
+        shown[name] = [row["score"] for row in json.loads(result.stdout)]
+    assert all(sure > unsure > 1 / 3 for sure, unsure in zip(shown["plain"], shown["calibrated"], strict=True))

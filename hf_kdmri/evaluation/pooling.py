@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hf_kdmri.evaluation.robustness.accuracy import accuracy_draws
-from hf_kdmri.evaluation.saliency.scores import SaliencyScores, summarize_saliency
+from hf_kdmri.evaluation.saliency.figures import plot_saliency_rates
+from hf_kdmri.evaluation.saliency.scores import ALL_CLASSES, SaliencyScores, SaliencySummary, summarize_saliency
 from hf_kdmri.evaluation.statistics.predictions import Predictions
 
 SCORES = ("hit", "tolerant_hit", "energy", "chance", "tolerant_chance")
@@ -49,6 +51,38 @@ def pool_saliency(parts: Sequence[Mapping[str, Any]], predictions: Predictions, 
             "classes": _classes(scores, labels, groups, predictions.class_names, seed),
         }
     return told
+
+
+def draw_saliency_rates(pooled: Mapping[str, Any], out: Path, *, subtitle: str = "") -> tuple[Path, Path]:
+    """Draw pooled hit rates and energies beside chance, with their intervals.
+
+    Args:
+        pooled: as `pool_saliency` gives it, its models titled as they should be shown.
+        out: path without ending.
+        subtitle: state the split and n here.
+
+    Returns:
+        Paths of the PNG and the SVG.
+    """
+    summaries = {
+        model: {
+            name: SaliencySummary(
+                n=scores["n"],
+                left_out=sum(part["left_out"].values()) if name == ALL_CLASSES else 0,
+                **{score: np.nan if scores[score]["value"] is None else scores[score]["value"] for score in SCORES},
+            )
+            for name, scores in part["classes"].items()
+        }
+        for model, part in pooled.items()
+    }
+    intervals = {
+        model: {
+            name: {score: tuple(scores[score]["interval"]) for score in SCORES[:3] if scores[score]["interval"]}
+            for name, scores in part["classes"].items()
+        }
+        for model, part in pooled.items()
+    }
+    return plot_saliency_rates(summaries, out, intervals=intervals, subtitle=subtitle)
 
 
 def pool_robustness(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -96,11 +96,14 @@ def evaluate_folds(folds: Sequence[FinishedFold], predictions: Predictions, *, d
         "calibration": _calibration(folds),
         "convergence": {str(fold.facts["fold"]): convergence(fold.run.read_history()) for fold in folds},
         "saliency": None,
+        "saliency_refused": {},
         "robustness": None,
     }
     looked = [fold.run.read_json(fold.run.saliency_file) for fold in folds]
     if all(part is not None for part in looked):
-        evaluation["saliency"] = pool_saliency([part for part in looked if part is not None], predictions, seed=seed)
+        parts = [part for part in looked if part is not None]
+        evaluation["saliency"] = pool_saliency([part["models"] for part in parts], predictions, seed=seed) or None
+        evaluation["saliency_refused"] = {model: why for part in parts for model, why in part["refused"].items()}
     corrupted = [fold.run.read_json(fold.run.robustness_file) for fold in folds]
     if all(part is not None for part in corrupted):
         evaluation["robustness"] = pool_robustness([part for part in corrupted if part is not None])

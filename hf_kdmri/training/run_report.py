@@ -13,6 +13,7 @@ from hf_kdmri.evaluation import plot_comparison, results_table
 from hf_kdmri.evaluation.calibration.figures import plot_reliability, plot_risk_coverage
 from hf_kdmri.evaluation.figures.confusion import plot_confusion_matrices
 from hf_kdmri.evaluation.figures.convergence import plot_convergence
+from hf_kdmri.evaluation.pooling import draw_saliency_rates
 from hf_kdmri.evaluation.report_page import Block, KeyNumber, Page, Section, code, figure, render_page, table, text
 from hf_kdmri.evaluation.statistics.predictions import Predictions
 from hf_kdmri.evaluation.statistics.summary_tables import TITLES, summary_tables
@@ -264,9 +265,15 @@ class _Report:
 
     def _saliency(self) -> list[Block]:
         told = self.evaluation["saliency"]
+        refused = [
+            text(f"{TITLES[model]}: not measured. {why}", quiet=True)
+            for model, why in self.evaluation["saliency_refused"].items()
+        ]
         if told is None:
-            return []
+            return refused
         self.tables["saliency"] = saliency_table(told)
+        titled = {TITLES[model]: part for model, part in told.items()}
+        rates, _ = draw_saliency_rates(titled, self.figures / "saliency_rates", subtitle=self.subtitle)
         layers = "; ".join(f"{TITLES[model].lower()}: {part['layer']}" for model, part in told.items())
         return [
             text(
@@ -274,8 +281,14 @@ class _Report:
                 "mask, with and without a margin of 15 pixels of a 512-pixel slice; energy is the share of the map "
                 "inside it. Chance is the mask's share of the head: what a point drawn at random in the head would hit."
             ),
+            figure(rates, "Hit rates and energy inside the tumour, beside chance"),
             table(self.tables["saliency"]),
-            text(f"Maps are taken at {layers}.", quiet=True),
+            text(
+                f"Maps are taken at the deepest stage with at least 6 × 6 positions, since a coarser one cannot point: "
+                f"{layers}. Another stage or method gives other numbers; compare models within one run only.",
+                quiet=True,
+            ),
+            *refused,
             *self._per_fold("saliency", "Overlays of saliency maps and tumour borders"),
         ]
 

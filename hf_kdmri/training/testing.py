@@ -23,6 +23,7 @@ from hf_kdmri.training.stages import predict_probabilities
 from hf_kdmri.whole_files import write_whole
 
 SPLITS = ("validation", "test")
+_POINTING_POSITIONS = 6  # a side
 _BATCH = 32  # images per forward and backward pass of the saliency maps
 
 
@@ -95,48 +96,77 @@ def as_predictions(split: datasets.Dataset, data: RunData, probabilities: dict[s
 
 def look_where(
     models: dict[str, TimmClassifier], data: RunData, predictions: Predictions, options: RunOptions, run: RunFolder
-) -> dict[str, Any] | None:
+) -> None:
     """Score every model's Grad-CAM of the true class against the tumour masks of the test images, and draw a sheet.
 
-    Returns:
-        Per model the scores of each image, by slice, as kept in `saliency.json`; None where the data have no masks.
+    Writes `saliency.json`: per model the scores of each image, by slice, and why a model has none. Nothing is written
+    where the data have no masks.
     """
-    from hf_kdmri.evaluation.saliency.maps import saliency_layer
-    from hf_kdmri.evaluation.saliency.scores import saliency_scores
-
     test = data.splits["test"]
     if not options.evaluation.saliency or "mask" not in test.column_names:
-        return None
+        return
     state = PartialState()
     told: dict[str, Any] = {}
+    refused: dict[str, str] = {}
     images, masks = test["image"][:], test["mask"][:]
     for stage, model in models.items():
         views = views_of(test, model.image_size, options, state)
-        maps = np.concatenate(list(_maps(model, views, data)))
-        scores = saliency_scores(maps, images, masks)
-        told[stage] = {
-            "layer": str(saliency_layer(model, _pixels(model, views, [0, 1]))),
-            "slice": predictions.slices.tolist(),
-            **{
-                name: [None if np.isnan(value) else float(value) for value in getattr(scores, name)]
-                for name in ("hit", "tolerant_hit", "energy", "chance", "tolerant_chance")
-            },
-            "problems": list(scores.problems),
-        }
+        try:
+            told[stage], maps, scores = _scored_maps(model, views, data, predictions, images, masks)
+        except ValueError as error:  # an architecture whose layers cannot be laid out as maps; its training stands
+            refused[stage] = str(error)
+            state.print(f"[5/5] {stage}: where it looks is not measured: {error}")
+            continue
         if stage == "student":
             _draw_sheet(maps, scores, data, predictions, options, run)
-    write_whole(run.saliency_file, json.dumps(told) + "\n")
-    return told
+    write_whole(run.saliency_file, json.dumps({"models": told, "refused": refused}) + "\n")
 
 
-def _maps(model: TimmClassifier, views: ViewDataset, data: RunData) -> Any:
+def _scored_maps(
+    model: TimmClassifier, views: ViewDataset, data: RunData, predictions: Predictions, images: Any, masks: Any
+) -> tuple[dict[str, Any], np.ndarray, Any]:
+    from hf_kdmri.evaluation.saliency.maps import saliency_layer
+    from hf_kdmri.evaluation.saliency.scores import saliency_scores
+
+    first = _pixels(model, views, [0, 1])
+    stage = _pointing_stage(model, first)
+    maps = np.concatenate(list(_maps(model, views, data, stage)))
+    scores = saliency_scores(maps, images, masks)
+    told = {
+        "layer": str(saliency_layer(model, first, stage=stage)),
+        "slice": predictions.slices.tolist(),
+        **{
+            name: [None if np.isnan(value) else float(value) for value in getattr(scores, name)]
+            for name in ("hit", "tolerant_hit", "energy", "chance", "tolerant_chance")
+        },
+        "problems": list(scores.problems),
+    }
+    return told, maps, scores
+
+
+def _pointing_stage(model: TimmClassifier, pixels: torch.Tensor) -> int:
+    """The deepest stage whose map has at least `_POINTING_POSITIONS` a side, or the finest where none has.
+
+    A map of 2 × 2 positions, which some small students end in, has its highest point in a corner and cannot point.
+    """
+    from hf_kdmri.evaluation.saliency.maps import saliency_layer
+
+    stages = range(-1, -len(model.stage_channels) - 1, -1)
+    for stage in stages:
+        layer = saliency_layer(model, pixels, stage=stage)
+        if min(layer.height, layer.width) >= _POINTING_POSITIONS:
+            return stage
+    return stages[-1]
+
+
+def _maps(model: TimmClassifier, views: ViewDataset, data: RunData, stage: int) -> Any:
     from hf_kdmri.evaluation.saliency.maps import saliency_maps
 
     order = np.asarray(teacher_column_order(data.labels, model.labels))  # the model's column of each of our classes
     for start in range(0, len(views), _BATCH):
         rows = list(range(start, min(len(views), start + _BATCH)))
         target = torch.from_numpy(order[views.labels[rows]])
-        yield saliency_maps(model, _pixels(model, views, rows), target=target).cpu().numpy()
+        yield saliency_maps(model, _pixels(model, views, rows), target=target, stage=stage).cpu().numpy()
 
 
 def _pixels(model: TimmClassifier, views: ViewDataset, rows: list[int]) -> torch.Tensor:

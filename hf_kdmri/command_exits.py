@@ -1,0 +1,15 @@
+"""How the command line ends: exit codes, and errors in one line."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import typer
+
+FAILED, USAGE = 1, 2
+
+
+def stop(message: object, code: int = FAILED) -> NoReturn:
+    """Say what is wrong on standard error and leave."""
+    typer.echo(f"kdmri: {message}", err=True)
+    raise typer.Exit(code)
