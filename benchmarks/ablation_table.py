@@ -23,13 +23,27 @@ TITLES = {
 }
 
 
+PREFACE = """# Ablation
+
+Which part of the method helps, on the real slices (re-encoded to 8 bits), split by patient group. Made by
+`python benchmarks/ablation.py`; every number is in `benchmarks/ablation.json`, one row per student. Pairs and schedules
+are `configs/ablation/pairs`, the losses `configs/ablation/losses`: schedules are short and students small, so that many
+losses fit on two cores; compare the lines with each other, not with other work.
+
+How to read it: scores are of the **test** patients of the folds named, at the last epoch; nothing was chosen on them. ±
+is the standard deviation over folds. Differences are to the student without a teacher on the same folds, before
+averaging. The last column is the first epoch whose validation accuracy reached the best of the student without a
+teacher, fold by fold. A fold has 41 or 42 test patients: a few points between lines are within what chance does.
+"""
+
+
 def ablation_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: for each pair of models a table with a line per method, mean ± standard deviation over folds.
 
     Args:
         rows: as `benchmarks/ablation.py` writes them.
     """
-    parts = ["# Ablation\n", "Made by `python benchmarks/ablation.py`; the numbers are `benchmarks/ablation.json`.\n"]
+    parts = [PREFACE]
     for pair in dict.fromkeys(row["pair"] for row in rows):
         parts.append(_pair_table([row for row in rows if row["pair"] == pair]))
     return "\n".join(parts)

@@ -100,3 +100,22 @@ class TestRandomViews:
         contrast_only = RandomViews(rotation=0, scale=(1, 1), translation=0, flip=0)
         drawn = contrast_only(ramp, torch.tensor([5]), seed=0, epoch=0).flatten().int()
         assert (drawn[1:] >= drawn[:-1]).all()
+
+    def test_some_views_keep_every_pixel_and_the_others_their_sharpness(self):
+        """Views smoother than the slices that a model is tested on cost it points."""
+        draw = np.random.default_rng(0)
+        noise = torch.from_numpy(draw.integers(0, 256, (64, 1, 48, 48), dtype=np.uint8))
+        views = RandomViews(flip=0, scale=(1, 1), contrast=(1, 1), gamma=1)(noise, torch.arange(64), seed=0, epoch=0)
+        kept = (views == noise).flatten(1).all(1)
+        assert 0.1 < kept.float().mean() < 0.5
+        assert (RandomViews(moved=0, contrast=(1, 1), gamma=1, flip=1)(noise, torch.arange(64), seed=0, epoch=0)
+                == noise.flip(-1)).all()  # fmt: skip
+
+        smooth = torch.nn.functional.avg_pool2d(noise.float(), 3, stride=1, padding=1).to(torch.uint8)
+        moved = RandomViews(flip=0, scale=(1, 1), contrast=(1, 1), gamma=1, moved=1)
+
+        def roughness(images: torch.Tensor) -> float:
+            inside = images.float()[..., 12:-12, 12:-12]
+            return inside.diff(dim=-1).abs().mean().item()
+
+        assert roughness(moved(smooth, torch.arange(64), seed=0, epoch=0)) > 0.9 * roughness(smooth)

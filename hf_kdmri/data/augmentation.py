@@ -18,7 +18,12 @@ class RandomViews:
     The parameters of an image follow from (seed, epoch, index) alone. So a view is the same on any device, in any
     batch, with any number of workers and processes, and after a resume; teacher and student see the same one.
 
+    Resampling smooths. Views that were all turned and zoomed bilinearly would never be as sharp as the slices that a
+    model is tested on: a teacher trained so had 90.7 % on test slices, and 96.6 % on the same slices turned by 3°. So
+    the interpolation is bicubic, and a share of the views is not moved at all and keeps its pixels, flipped or not.
+
     Args:
+        moved: probability that rotation, zoom and shift are applied.
         rotation: largest angle, degrees, either way.
         scale: smallest and largest zoom.
         translation: largest shift as a share of the side, either way.
@@ -27,6 +32,7 @@ class RandomViews:
         gamma: largest exponent; the smallest is its inverse.
     """
 
+    moved: float = 0.7
     rotation: float = 20.0
     scale: tuple[float, float] = (0.8, 1.2)
     translation: float = 0.08
@@ -53,13 +59,13 @@ class RandomViews:
         Returns:
             The views and the masks, uint8 on the same device, in the shapes given.
         """
-        draws = np.stack([np.random.default_rng((seed, epoch, row)).random(7) for row in index.tolist()])
+        draws = np.stack([np.random.default_rng((seed, epoch, row)).random(8) for row in index.tolist()])
         draw = torch.from_numpy(draws).to(views.device, torch.float32, non_blocking=True).unbind(1)
         images = views.float() / 255
         height, width = images.shape[-2:]
         with torch.autocast(views.device.type, enabled=False):
             affine = self._affine(draw, images)
-            images = warp_affine(images, affine, (height, width), padding_mode="zeros")
+            images = warp_affine(images, affine, (height, width), mode="bicubic", padding_mode="zeros")
             if masks is not None:
                 moved = warp_affine(masks.float(), affine, (height, width), mode="nearest", padding_mode="zeros")
                 masks = moved.to(torch.uint8)
@@ -71,9 +77,11 @@ class RandomViews:
 
     def _affine(self, draw: tuple[Tensor, ...], images: Tensor) -> Tensor:
         batch, _, height, width = images.shape
-        zoom = self.scale[0] + (self.scale[1] - self.scale[0]) * draw[0]
+        moved = (draw[7] < self.moved).float()
+        zoom = 1 + moved * (self.scale[0] + (self.scale[1] - self.scale[0]) * draw[0] - 1)
         mirror = torch.where(draw[1] < self.flip, -1.0, 1.0)
         shift = torch.stack([(2 * draw[2] - 1) * width, (2 * draw[3] - 1) * height], 1) * self.translation
-        angle = (2 * draw[4] - 1) * self.rotation
+        shift = shift * moved[:, None]
+        angle = moved * (2 * draw[4] - 1) * self.rotation
         centre = images.new_tensor([(width - 1) / 2, (height - 1) / 2]).expand(batch, 2)
         return get_affine_matrix2d(shift, centre, torch.stack([zoom * mirror, zoom], 1), angle)[:, :2]
