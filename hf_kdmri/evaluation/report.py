@@ -58,6 +58,14 @@ def escape_markdown(text: object) -> str:
     return re.sub(special, r"\\\1", html.escape(one_line, quote=False))
 
 
+def markdown_table(heading: Sequence[str], lines: Sequence[Sequence[str]], *, text_columns: int = 1) -> str:
+    """Write cells as a Markdown table, escaped; all but the first columns are aligned to the right."""
+    marks = [":--" if column < text_columns else "--:" for column in range(len(heading))]
+    rows = [[escape_markdown(cell) for cell in heading], marks]
+    rows += [[escape_markdown(cell) for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Format rows for any table: the headings and, for each row, the cells as plain text.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from hf_kdmri.evaluation.figures.convergence import duration
-from hf_kdmri.evaluation.report import escape_markdown
+from hf_kdmri.evaluation.report import markdown_table
 from hf_kdmri.evaluation.statistics.summary_tables import TITLES
 
 
@@ -118,14 +118,6 @@ def saliency_table(told: Mapping[str, Mapping[str, Any]]) -> str:
         "Energy inside",
     ]
     return markdown_table(heading, lines, text_columns=2)
-
-
-def markdown_table(heading: Sequence[str], lines: Sequence[Sequence[str]], *, text_columns: int = 1) -> str:
-    """Write cells as a Markdown table, escaped; all but the first columns are aligned to the right."""
-    marks = [":--" if column < text_columns else "--:" for column in range(len(heading))]
-    rows = [[escape_markdown(cell) for cell in heading], marks]
-    rows += [[escape_markdown(cell) for cell in line] for line in lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _share(estimate: Mapping[str, Any]) -> str:

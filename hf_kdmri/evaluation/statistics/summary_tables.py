@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from hf_kdmri.evaluation.report import escape_markdown
+from hf_kdmri.evaluation.report import markdown_table
 from hf_kdmri.evaluation.statistics.subsets import SUBSETS
 
 TITLES = {"teacher": "Teacher", "baseline": "Student alone", "student": "Distilled student"}
@@ -59,7 +59,7 @@ def _headline(summary: Mapping[str, Any]) -> str:
         ]
         for model, scores in summary["over_slices"]["models"].items()
     ]
-    return _table(["Model", *_HEADLINE.values(), "Patient accuracy"], lines)
+    return markdown_table(["Model", *_HEADLINE.values(), "Patient accuracy"], lines)
 
 
 def _per_class(summary: Mapping[str, Any]) -> str:
@@ -68,7 +68,7 @@ def _per_class(summary: Mapping[str, Any]) -> str:
         for name in summary["class_names"]
         for number, (model, scores) in enumerate(summary["over_slices"]["models"].items())
     ]
-    return _table(["Class", "Model", *_PER_CLASS.values()], lines, text_columns=2)
+    return markdown_table(["Class", "Model", *_PER_CLASS.values()], lines, text_columns=2)
 
 
 def _comparisons(summary: Mapping[str, Any]) -> str:
@@ -85,7 +85,7 @@ def _comparisons(summary: Mapping[str, Any]) -> str:
                 lines.append([title, f"{name} over {unit}", difference, permutation, exact])
                 title = ""  # once for each pair
     heading = ["Comparison", "Metric", "Difference (percentage points)", "p (permutation)", "p (McNemar)"]
-    return _table(heading, lines, text_columns=2) if lines else ""
+    return markdown_table(heading, lines, text_columns=2) if lines else ""
 
 
 def _folds(summary: Mapping[str, Any]) -> str:
@@ -99,7 +99,7 @@ def _folds(summary: Mapping[str, Any]) -> str:
         spread = [summary["spread_over_folds"][model]["accuracy"] for model in models]
         cells = [f"{100 * s['mean']:.1f} ± {100 * s['standard_deviation']:.1f} %" for s in spread]
         lines.append(["mean ± standard deviation", "", "", *cells])
-    return _table(["Fold", "Slices", "Patients", *(f"{TITLES[model]}: accuracy" for model in models)], lines)
+    return markdown_table(["Fold", "Slices", "Patients", *(f"{TITLES[model]}: accuracy" for model in models)], lines)
 
 
 def _subsets(summary: Mapping[str, Any]) -> str:
@@ -111,7 +111,7 @@ def _subsets(summary: Mapping[str, Any]) -> str:
         if part is not None
     ]
     heading = ["Subset", "Slices", "Patients", *(f"{TITLES[model]}: accuracy" for model in models)]
-    return _table(heading, lines) if lines else ""
+    return markdown_table(heading, lines) if lines else ""
 
 
 def _cell(estimate: Mapping[str, Any], metric: str) -> str:
@@ -134,10 +134,3 @@ def _difference(estimate: Mapping[str, Any]) -> str:
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _table(heading: Sequence[str], lines: Sequence[Sequence[str]], text_columns: int = 1) -> str:
-    marks = [":--" if column < text_columns else "--:" for column in range(len(heading))]
-    rows = [[escape_markdown(cell) for cell in heading], marks]
-    rows += [[escape_markdown(cell) for cell in line] for line in lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
