@@ -30,6 +30,7 @@ import yaml
 from ablation_table import ablation_table
 
 from hf_kdmri import TeacherForImageClassification
+from hf_kdmri.data.augmentation import RandomViews
 from hf_kdmri.training.options import parse_options
 from hf_kdmri.whole_files import write_whole
 
@@ -53,6 +54,7 @@ METHODS = (
     "shuffled",
     "same_family",
 )
+VIEWS = f"bicubic, {RandomViews().moved:.0%} of them moved"
 WITHOUT_TEACHER = ("alone", "label_smoothing")
 LOSSES_OF = {"untrained_teacher": "fusion", "same_family": "fusion"}  # the same losses, another teacher
 
@@ -76,17 +78,21 @@ def main() -> None:
     """Run what is missing and write results and table."""
     arguments = parse_arguments()
     results = Results(arguments.json)
+    if arguments.max_minutes and (other := {row["views"] for row in results.rows} - {VIEWS}):
+        sys.exit(
+            f"the rows of {arguments.json} were trained on other views ({', '.join(other)}; now {VIEWS}): give --json"
+        )
     wanted = [
         Run(pair, method, fold, arguments.seed)
         for fold in arguments.folds
         for pair in arguments.pairs
         for method in arguments.methods
     ]
-    plan = [run for run in wanted if not results.has(run)]
+    plan = [run for run in wanted if arguments.max_minutes and not results.has(run)]
     print(f"{len(plan)} runs to do, {len(results.rows)} rows in {results.path}")
     Ablation(arguments, results).do(plan)
     if results.rows:
-        write_whole(arguments.table, ablation_table(results.rows))
+        results.write_table(arguments.table)
         print(arguments.table.read_text(encoding="utf-8"))
 
 
@@ -106,7 +112,12 @@ def parse_arguments() -> argparse.Namespace:
         "--json", type=Path, default=ROOT / "benchmarks" / "ablation.json", help="default: benchmarks/ablation.json"
     )
     parser.add_argument("--table", type=Path, default=ROOT / "docs" / "ablation.md", help="default: docs/ablation.md")
-    parser.add_argument("--max_minutes", type=float, default=float("inf"), help="start no further run after this time")
+    parser.add_argument(
+        "--max_minutes",
+        type=float,
+        default=float("inf"),
+        help="start no further run after this time; 0 rewrites the table",
+    )
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="further options of train_kd.py, last")
     return parser.parse_args()
 
@@ -192,7 +203,7 @@ class Ablation:
         self._train(folder, options, f"{run.pair}, {run.method}, fold {run.fold}")
         with self.lock:
             self.results.add(row_of(folder, run))
-            write_whole(self.arguments.table, ablation_table(self.results.rows))
+            self.results.write_table(self.arguments.table)
 
     def _folder(self, run: Run) -> Path:
         return self.arguments.runs / run.pair / run.name
@@ -247,6 +258,7 @@ def row_of(folder: Path, run: Run) -> dict[str, Any]:
         "patient_accuracy": student["patient_accuracy"],
         "teacher_accuracy": teacher["accuracy"],
         "confusion_matrix": student["confusion_matrix"],
+        "views": VIEWS,
         "validation_accuracy": [round(value, 5) for value in curve],
         "seconds": metrics["run"]["training"]["student"]["seconds"],
         "versions": metrics["run"]["versions"],
@@ -274,6 +286,11 @@ class Results:
         self.rows = sorted([other for other in self.rows if _key(other) != _key(row)] + [row], key=_key)
         text = ",\n".join(json.dumps(row) for row in self.rows)
         write_whole(self.path, f"[\n{text}\n]\n")
+
+    def write_table(self, path: Path) -> None:
+        """Write the table of all rows as Markdown."""
+        source = self.path.relative_to(ROOT).as_posix() if self.path.is_relative_to(ROOT) else self.path.name
+        write_whole(path, ablation_table(self.rows, source=source, views=VIEWS))
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str, int, int]:

@@ -26,8 +26,8 @@ TITLES = {
 PREFACE = """# Ablation
 
 Which part of the method helps, on the real slices (re-encoded to 8 bits), split by patient group. Made by
-`python benchmarks/ablation.py`; every number is in `benchmarks/ablation.json`, one row per student. Pairs and schedules
-are `configs/ablation/pairs`, the losses `configs/ablation/losses`: schedules are short and students small, so that many
+`python benchmarks/ablation.py`; every number is in `{source}`, one row per student. Pairs and schedules are
+`configs/ablation/pairs`, the losses `configs/ablation/losses`: schedules are short and students small, so that many
 losses fit on two cores; compare the lines with each other, not with other work.
 
 How to read it: scores are of the **test** patients of the folds named, at the last epoch; nothing was chosen on them. ±
@@ -37,13 +37,23 @@ teacher, fold by fold. A fold has 41 or 42 test patients: a few points between l
 """
 
 
-def ablation_table(rows: Sequence[Mapping[str, Any]]) -> str:
+OUTDATED = """**Outdated.** These students saw other random views ({then}) than are drawn now
+({now}). The views of then were smoother than the test slices, which cost every model points and may have changed what
+helps: the runs are to be repeated.
+"""
+
+
+def ablation_table(rows: Sequence[Mapping[str, Any]], *, source: str, views: str) -> str:
     """Markdown: for each pair of models a table with a line per method, mean ± standard deviation over folds.
 
     Args:
         rows: as `benchmarks/ablation.py` writes them.
+        source: name of the file that they are in.
+        views: that are drawn now; other ones are told.
     """
-    parts = [PREFACE]
+    parts = [PREFACE.format(source=source)]
+    if then := sorted({row["views"] for row in rows} - {views}):
+        parts.append(OUTDATED.format(then=", ".join(then), now=views))
     for pair in dict.fromkeys(row["pair"] for row in rows):
         parts.append(_pair_table([row for row in rows if row["pair"] == pair]))
     return "\n".join(parts)
@@ -58,7 +68,8 @@ def _pair_table(rows: Sequence[Mapping[str, Any]]) -> str:
     schedule = len(first["validation_accuracy"])
     lines = [
         f"## {' / '.join(teachers)} → {first['student']}\n",
-        f"Teacher: {' / '.join(teachers)}{told}. Student: {first['student']}, {schedule} epochs.\n",
+        f"Teacher: {' / '.join(teachers)}{told}. Student: {first['student']}, {schedule} epochs. Random views: "
+        f"{first['views']}.\n",
         "| method | folds | accuracy, % | difference to no teacher, points | macro F1, % | patients right, % "
         "| epochs to no teacher's best |",
         "| :-- | :-- | --: | --: | --: | --: | --: |",
