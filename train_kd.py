@@ -61,8 +61,9 @@ def show_outcome(run: RunFolder, state: PartialState) -> None:
     if state.is_main_process and metrics is not None:
         facts = metrics["run"]
         print_results(list(metrics["models"].values()), title=results_title(facts))
-        print("Figures:", *facts["figures"], sep="\n  ")
-        print(f"Report: {run.path / 'report.html'}")
+        if "figures" in facts:  # one fold of several has its report in the folder above
+            print("Figures:", *facts["figures"], sep="\n  ")
+            print(f"Report: {run.path / 'report.html'}")
         student = run.fold(facts["folds"][0]) if facts.get("folds") else run
         print(
             f"Student: {student.model_folder('student')}  (model card: README.md; any transformers pipeline loads it)"

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from ablation_table import ablation_table
 
@@ -142,11 +143,11 @@ class Ablation:
             self._submit(run)
         left = 0
         try:
-            for task in list(self.tasks.values()):
+            for name, task in list(self.tasks.items()):
                 try:
                     task.result()
                 except TimeIsOver:
-                    left += 1
+                    left += name in plan
         finally:
             self.pool.shutdown(cancel_futures=True)
         if left:
@@ -168,7 +169,12 @@ class Ablation:
         if run.method == "untrained_teacher":
             architecture = CNN if of_cnn else _transformer()
             folder = self.arguments.runs / "teachers" / f"untrained-{architecture}"
-            return folder, self._once(folder, lambda: _save_untrained(architecture, folder))
+            size = (
+                _image_size("teacher.yaml", "teacher")
+                if of_cnn
+                else _image_size(f"pairs/{TO_TRANSFORMER}.yaml", "student")
+            )
+            return folder, self._once(folder, lambda: _save_untrained(architecture, size, folder))
         if run.method in WITHOUT_TEACHER or of_cnn != (run.method == "same_family"):
             folder = self.arguments.runs / "teachers" / f"{CNN}-fold{run.fold}-seed{run.seed}"
             return folder / "teacher", self._once(folder / "teacher", lambda: self._train_teacher(run, folder))
@@ -236,8 +242,15 @@ def _transformer() -> str:
     return pair["student_architecture"]
 
 
-def _save_untrained(architecture: str, folder: Path) -> None:
-    TeacherForImageClassification.from_timm(architecture, labels=LABELS, image_size=128).save_pretrained(folder)
+def _image_size(config: str, model: str) -> int:
+    return yaml.safe_load((CONFIGS / config).read_text(encoding="utf-8"))[f"{model}_image_size"]
+
+
+def _save_untrained(architecture: str, image_size: int, folder: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = TeacherForImageClassification.from_timm(architecture, labels=LABELS, image_size=image_size)
+    model.save_pretrained(folder)
 
 
 def row_of(folder: Path, run: Run) -> dict[str, Any]:

@@ -69,5 +69,5 @@ def compare(
             loaded[str(run)] = Predictions.read(path, disjoint_groups=not leaking)
         told = compare_runs(loaded, model=model.value, common=common, seed=seed)
     except (ValueError, OSError) as error:
-        stop(error, USAGE)
+        stop(str(error).replace("pass disjoint_groups=False", "give --leaking"), USAGE)
     typer.echo(json.dumps(told, indent=2) if format is ComparisonFormat.json else compare_table(told))

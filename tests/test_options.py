@@ -87,6 +87,8 @@ def test_bad_files_are_refused_with_the_way_out(tmp_path: Path, text: str, messa
         (["--views_per_image", "0"], r"views_per_image is 0"),
         (["--folds", "0", "7"], r"folds is '0 7'; give all, or some of 0 1 2 3 4, each once"),
         (["--folds", "1", "1"], r"each once"),
+        (["--folds", "all", "--push_to_hub", "--hub_model_id", "a/b"], r"push one afterwards"),
+        (["--teacher_cache", "x", "--max_steps", "5"], r"needs views_per_image"),
         (["--robustness_images", "-1"], r"robustness_images is -1"),
     ],
 )

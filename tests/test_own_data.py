@@ -121,6 +121,16 @@ class TestSplits:
         assert set(keys(renamed.splits["test"])) == set(keys(data.splits["test"]))
         assert set(keys(load(folders, seed=1).splits["test"])) != set(keys(data.splits["test"]))
 
+    def test_every_image_keeps_a_number_of_its_own_in_all_splits_and_folds(self, folders: Path):
+        by_number: dict[int, bytes] = {}
+        for options in (dict(), dict(seed=5), dict(fold=3)):
+            splits = load(folders, **options).splits
+            seen = [number for split in splits.values() for number in split["slice"]]
+            assert sorted(seen) == list(range(40))
+            for split in splits.values():
+                for number, key in zip(split["slice"], keys(split), strict=True):
+                    assert by_number.setdefault(number, key) == key
+
     def test_equal_files_stay_together_and_published_twins_are_told(self, tmp_path: Path):
         root = save_folders(tmp_path / "one")
         for path in list(root.rglob("*.png")):
@@ -452,3 +462,15 @@ def test_folders_without_people_warn_once_and_measure_images_alone(folders: Path
     card = (tmp_path / "run" / "student" / "README.md").read_text()
     assert "images of one person may be in training and in test" in card
     assert "atient accuracy" not in card and "Over patients" not in card
+
+
+@pytest.mark.slow
+def test_folds_are_refused_where_the_set_brings_its_own_test(tmp_path: Path):
+    for split in ("train", "test"):
+        save_folders(tmp_path / "set" / split)
+    done = train_kd(
+        *("--dataset_name", str(tmp_path / "set"), "--folds", "all", "--output_dir", str(tmp_path / "run")),
+        *("--cache_dir", str(tmp_path / "cache")),
+    )
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "the set brings its own; give --group_column" in done.stderr

@@ -22,8 +22,7 @@ def test_saliency_is_averaged_per_class_over_all_folds():
     assert {name: (part["n"], part["hit"]["value"]) for name, part in told["classes"].items()} == {
         "x": (2, 0.5), "y": (3, pytest.approx(2 / 3)), "all classes": (5, 0.6),
     }  # fmt: skip
-    low, high = told["classes"]["all classes"]["hit"]["interval"]
-    assert low <= 0.6 <= high
+    assert told["classes"]["all classes"]["hit"]["interval"] is None  # four patients are too few
     with pytest.raises(ValueError, match="slice 9 has a saliency map of the student but no prediction"):
         pool_saliency([{"student": {**second, "slice": [4, 9]}}], predictions)
 

@@ -44,6 +44,14 @@ def test_a_run_from_before_an_option_existed_had_its_default(tmp_path: Path):
         run.open(options(run.path, "--dataset_name", "x", "--group_column", "patient"))
 
 
+def test_one_run_and_a_run_over_folds_do_not_share_a_folder(tmp_path: Path):
+    run = RunFolder(tmp_path / "run")
+    run.open(options(run.path, "--folds", "0", "1"))
+    run.open(options(run.path, "--folds", "all"))
+    with pytest.raises(OptionError, match="holds a run over several folds, and --folds says otherwise"):
+        run.open(options(run.path))
+
+
 def test_overwriting_deletes_runs_only(tmp_path: Path):
     precious = tmp_path / "thesis.txt"
     precious.write_text("three years")

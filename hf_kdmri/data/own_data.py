@@ -165,6 +165,8 @@ def load_own_data(
     # `datasets` makes the fingerprints itself, which its types do not tell.
     label = {"name": "label", "column": [number[name] for name in classes]}
     pool = pool.add_column(**label, feature=datasets.ClassLabel(names=names))  # type: ignore[arg-type]
+    # Its place in the whole set tells an image from all others, however the set is divided.
+    pool = pool.add_column(name="slice", column=list(range(len(pool))))  # type: ignore[call-arg]
     if groups:
         pool = pool.add_column(name="patient_group", column=groups)  # type: ignore[call-arg]
     return OwnData(

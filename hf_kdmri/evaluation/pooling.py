@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hf_kdmri.evaluation.robustness.accuracy import accuracy_draws
 from hf_kdmri.evaluation.saliency.figures import plot_saliency_rates
 from hf_kdmri.evaluation.saliency.scores import ALL_CLASSES, SaliencyScores, SaliencySummary, summarize_saliency
+from hf_kdmri.evaluation.statistics.bootstrap import estimate
 from hf_kdmri.evaluation.statistics.predictions import Predictions
 
 SCORES = ("hit", "tolerant_hit", "energy", "chance", "tolerant_chance")
@@ -150,10 +151,6 @@ def _classes(
             told[name] |= {score: {"value": None, "interval": None} for score in SCORES}
             continue
         values = np.array([getattr(scores, score)[chosen] for score in SCORES])
-        enough = len(np.unique(groups[chosen])) > 1
-        bounds = np.percentile(accuracy_draws(values, groups[chosen], seed=seed), [2.5, 97.5], axis=0).T
-        told[name] |= {
-            score: {"value": float(value.mean()), "interval": bound.tolist() if enough else None}
-            for score, value, bound in zip(SCORES, values, bounds, strict=True)
-        }
+        drawn, count = accuracy_draws(values, groups[chosen], seed=seed), len(np.unique(groups[chosen]))
+        told[name] |= {score: estimate(drawn[:, column], count) for column, score in enumerate(SCORES)}
     return told

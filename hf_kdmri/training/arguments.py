@@ -67,6 +67,8 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
         if self.views_per_image is not None and self.views_per_image < 1:
             raise ValueError(f"views_per_image is {self.views_per_image}; at least 1 is needed")
         LossOptions.__post_init__(self)
+        if self.teacher_cache is not None and self.max_steps > 0 and self.views_per_image is None:
+            raise ValueError("teacher_cache with max_steps needs views_per_image: how many views of each image to keep")
         if self.teacher_cache is not None and self.needs_teacher_maps:
             raise ValueError(
                 f"feature_loss {self.feature_loss} compares the teacher's feature maps, which teacher_cache does not "
@@ -90,15 +92,9 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
         return LossOptions(**{option.name: getattr(self, option.name) for option in fields(LossOptions)})
 
     def count_views(self) -> int | None:
-        """K, the number of random views of each image; None for a new one in every epoch.
-
-        Raises:
-            ValueError: a teacher cache whose number of views is not known.
-        """
+        """K, the number of random views of each image; None for a new one in every epoch."""
         if self.views_per_image is not None or self.teacher_cache is None:
             return self.views_per_image
-        if self.max_steps > 0:
-            raise ValueError("teacher_cache with max_steps needs views_per_image: how many views of each image to keep")
         return math.ceil(self.num_train_epochs)
 
     def teacher_torch_dtype(self) -> torch.dtype | None:

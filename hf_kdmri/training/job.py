@@ -18,7 +18,7 @@ from hf_kdmri.training.run_folder import RunFolder
 from hf_kdmri.training.run_report import write_report
 from hf_kdmri.training.stages import STAGES, build_models, train_stage
 from hf_kdmri.training.teacher_cache import TeacherCacheError
-from hf_kdmri.training.testing import corrupt_images, look_where, predict_splits
+from hf_kdmri.training.testing import check_class_order, corrupt_images, look_where, predict_splits
 
 
 class CannotRun(Exception):
@@ -78,7 +78,13 @@ def run_fold(options: RunOptions, run: RunFolder, state: PartialState, *, alone:
             state.print(f"{run.path} holds this run, finished; nothing to do.")
             return
         data = prepare_data(options, run, state)
+        if not alone and data.own is not None and "test" not in data.own.drawn:
+            raise ValueError(
+                "--folds needs a test split that is dealt here, but the set brings its own; give --group_column to "
+                "deal anew, or leave --folds out"
+            )
         models = build_models(options, data.labels, run)
+        check_class_order(models, data, options)
     train(options, run, data, models, state)
     if options.model.teacher_only:
         state.print(f"Teacher: {run.model_folder('teacher')}  (give it as --teacher to other runs)")
@@ -94,10 +100,12 @@ def train(
     state: PartialState,
 ) -> None:
     """Train each model that is not finished."""
+    finished = {stage: run.has_model(stage) for stage in STAGES}
+    state.wait_for_everyone()  # every process has looked before one of them writes
     for number, stage in enumerate(STAGES, start=2):
         if stage not in models:
             state.print(f"[{number}/5] {stage}: switched off")
-        elif run.has_model(stage):
+        elif finished[stage]:
             state.print(f"[{number}/5] {stage}: finished earlier, taken from {run.model_folder(stage)}")
         elif stage == "teacher" and options.model.teacher is not None:
             state.print(f"[{number}/5] teacher: taken from {options.model.teacher}")
@@ -183,7 +191,9 @@ def _finish(run: RunFolder, folds: Sequence[FinishedFold], facts: Mapping[str, A
 def _pooled_facts(folds: Sequence[FinishedFold], numbers: Sequence[int]) -> dict[str, Any]:
     first = folds[0].facts
     return {
-        **{key: first[key] for key in ("source", "split", "seed", "phantom", "classes", "own_data")},
+        **{
+            key: first.get(key) for key in ("source", "split", "seed", "phantom", "classes", "own_data", "has_patients")
+        },
         "command": run_command(),
         "fold": None,
         "folds": list(numbers),

@@ -228,6 +228,11 @@ def parse_options(argv: Sequence[str] | None = None) -> RunOptions:
         raise OptionError(_unknown("option", unknown[0].lstrip("-").split("=")[0], prefix="--"))
     if training.push_to_hub and (training.hub_model_id or "").count("/") != 1:
         raise OptionError(f"--push_to_hub needs --hub_model_id USER/NAME, got {training.hub_model_id!r}")
+    if training.push_to_hub and (data.folds is not None or model.teacher_only):
+        raise OptionError(
+            "--push_to_hub sends the distilled student of one run; with --folds or --teacher_only there is none or "
+            "several: push one afterwards with `kdmri push RUN/fold-0 --to USER/NAME`"
+        )
     return RunOptions(data, model, evaluation, training)
 
 

@@ -191,11 +191,17 @@ def run_facts(run: RunFolder, options: RunOptions, data: RunData) -> dict[str, A
         "seed": options.training.seed,
         "phantom": options.data.phantom_slices is not None,
         "own_data": data.own is not None,
+        "has_patients": data.groups("test") is not None,
         "classes": data.labels,
         "slices": {name: len(split) for name, split in data.splits.items()},
         **({} if groups is None else {"patient_groups": groups}),
         "training": {
-            row["stage"]: {"seconds": row["train_runtime"], "images_per_second": row["train_samples_per_second"]}
+            row["stage"]: {
+                # of all processes that took part, where a run was resumed; transformers divides by the last one's
+                "seconds": row.get("seconds", row["train_runtime"]),
+                "images_per_second": row["train_samples_per_second"]
+                * (row["train_runtime"] / max(row.get("seconds", row["train_runtime"]), 1e-9)),
+            }
             for row in run.read_history()
             if "train_runtime" in row
         },

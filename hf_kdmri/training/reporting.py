@@ -53,6 +53,11 @@ class FinishedFold:
         return Predictions.read(self.run.predictions_file(split), disjoint_groups=self.disjoint)
 
     @property
+    def name(self) -> str:
+        """Number of the fold; 0, as in the predictions, where the set brought its own splits."""
+        return str(self.facts["fold"] or 0)
+
+    @property
     def disjoint(self) -> bool:
         """Whether no patient stands in two splits."""
         return self.facts["split"] != "random_slices"
@@ -94,7 +99,7 @@ def evaluate_folds(folds: Sequence[FinishedFold], predictions: Predictions, *, d
     evaluation: dict[str, Any] = {
         "summary": summarize(predictions, draws=draws, seed=seed),
         "calibration": _calibration(folds),
-        "convergence": {str(fold.facts["fold"]): convergence(fold.run.read_history()) for fold in folds},
+        "convergence": {fold.name: convergence(fold.run.read_history()) for fold in folds},
         "saliency": None,
         "saliency_refused": {},
         "robustness": None,
@@ -169,7 +174,7 @@ def _calibration(folds: Sequence[FinishedFold]) -> dict[str, Any]:
         after = [part for fold in folds if (part := calibrated(fold, model)) is not None]
         told[model] = {
             "temperatures": {
-                str(fold.facts["fold"]): None if isinstance(value, str) else value.value
+                fold.name: None if isinstance(value, str) else value.value
                 for fold, value in zip(folds, fitted, strict=True)
             },
             "not_fitted": sorted({value for value in fitted if isinstance(value, str)}),

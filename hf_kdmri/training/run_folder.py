@@ -98,6 +98,9 @@ class RunFolder:
         # an option that an older version did not write was at its default then
         before = {**default_options(), **(yaml.safe_load(config.read_text(encoding="utf-8")) or {})}
         now = options.as_dict()
+        if (before.get("folds") is None) != (now.get("folds") is None):
+            kind = "one run" if before.get("folds") is None else "a run over several folds"
+            raise OptionError(f"{self.path} holds {kind}, and --folds says otherwise; choose another --output_dir")
         changed = [
             f"  {key}: {before.get(key, 'default')} there, {now.get(key, 'default')} now"
             for key in sorted((before.keys() | now.keys()) - _PLACES)

@@ -84,7 +84,11 @@ class _Report:
         self.figures.mkdir(exist_ok=True)
         self.unit = next(iter(rows.values()))["unit"]
         self.subtitle = f"{facts['source']}, split {facts['split']}, {self._which_folds()}, test"
-        self.tables = {name: markdown for name, markdown in summary_tables(self.summary).items() if markdown}
+        self.tables = {
+            name: markdown
+            for name, markdown in summary_tables(self.summary, patients=self._has_patients()).items()
+            if markdown
+        }
         self.tables["models"] = results_table(list(rows.values()))
         self.tables["cost"] = cost_table(rows)
 
@@ -109,13 +113,12 @@ class _Report:
         )
 
     def _has_patients(self) -> bool:
-        return self.summary["patient_groups"] < self.summary["slices"]
+        return self.facts.get("has_patients", "patient_groups" in self.facts)
 
     def warnings(self) -> list[str]:
-        told = [
-            "Research use only, not a medical device. There is no class “no tumour”: a healthy slice gets a tumour's "
-            "name."
-        ]
+        told = ["Research use only, not a medical device."]
+        if not self.facts.get("own_data"):
+            told[0] += " There is no class “no tumour”: a healthy slice gets a tumour's name."
         if self.facts["phantom"]:
             told.append(
                 "These are generated phantoms: the numbers show that everything runs and say nothing about MRI."
@@ -186,10 +189,10 @@ class _Report:
     def _training(self) -> list[Block]:
         blocks = self._per_fold("training_curves", "Loss and accuracy before and after distillation")
         for fold in self.folds[:1]:
-            told = self.evaluation["convergence"][str(fold.facts["fold"])]
+            told = self.evaluation["convergence"][fold.name]
             if told:
                 png, _ = plot_convergence(
-                    told, self.figures / "convergence", subtitle=f"{fold.facts['source']}, fold {fold.facts['fold']}"
+                    told, self.figures / "convergence", subtitle=f"{fold.facts['source']}, fold {fold.name}"
                 )
                 blocks.append(figure(png, "Generalisation gap and epochs to given validation accuracies"))
         if markdown := convergence_table(self.evaluation["convergence"]):
@@ -210,7 +213,7 @@ class _Report:
         for fold in self.folds:
             png = fold.run.path / "figures" / f"{name}.png"
             if png.is_file():
-                caption = f"Fold {fold.facts['fold']}" if len(self.folds) > 1 else ""
+                caption = f"Fold {fold.name}" if len(self.folds) > 1 else ""
                 blocks.append(figure(png, alt, caption))
         return blocks[:1]
 

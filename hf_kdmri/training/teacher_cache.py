@@ -229,9 +229,10 @@ def _start(folder: Path, facts: Mapping[str, Any], shapes: Mapping[str, tuple[in
     started = folder / _UNFINISHED
     if started.is_file():
         _refuse_other_facts(folder, json.loads(started.read_text(encoding="utf-8")), facts)
-        return
-    if any(folder.iterdir()):
+    elif any(folder.iterdir()):
         raise TeacherCacheError(f"{folder} is not empty and holds no teacher cache; choose another --teacher_cache")
+    if all((folder / f"{name}.npy").is_file() for name in shapes):
+        return  # an earlier try is continued
     size = sum(rows * columns * 2 for rows, columns in shapes.values())
     views = facts["images"] * facts["views_per_image"]
     print(f"Teacher cache: {views} views of {facts['images']} images, {size / 2**20:.0f} MiB, in {folder}", flush=True)
@@ -241,9 +242,11 @@ def _start(folder: Path, facts: Mapping[str, Any], shapes: Mapping[str, tuple[in
             f"the teacher cache needs {size / 2**20:.0f} MiB, but {folder} has {free / 2**20:.0f} MiB free; fewer "
             f"--views_per_image (now {facts['views_per_image']}) or a smaller --geometry_grid make it smaller"
         )
-    for name, shape in shapes.items():
-        np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape).flush()
     write_whole(started, json.dumps(facts, indent=2) + "\n")
+    for name, shape in shapes.items():
+        unfinished = folder / f".{name}.npy"
+        np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float16, shape=shape).flush()
+        unfinished.replace(folder / f"{name}.npy")
 
 
 def _build(
@@ -263,6 +266,7 @@ def _build(
     done = _finished_blocks(folder)
     missing = [block for block in range(-(-total // BLOCK)) if block not in done]
     mine = missing[state.process_index :: state.num_processes]
+    state.wait_for_everyone()  # all have read the logs before one of them writes
     names = ("logits", "kernel", "embedding")
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+", allow_pickle=False) for name in names}
     with open(folder / f"blocks-{state.process_index}.jsonl", "a", encoding="utf-8") as log:
@@ -327,6 +331,12 @@ def _by_view(rows: range, images: int) -> Iterator[tuple[int, list[int]]]:
 
 def _finish(folder: Path, facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, int]]) -> None:
     blocks = _finished_blocks(folder)
+    expected = range(-(-next(iter(shapes.values()))[0] // BLOCK))
+    if lacking := [block for block in expected if block not in blocks]:
+        raise TeacherCacheError(
+            f"{len(lacking)} of {len(expected)} blocks of the teacher cache in {folder} were not built, the first is "
+            f"{lacking[0]}; run the same command again"
+        )
     manifest = {
         "facts": facts,
         "arrays": {name: list(shape) for name, shape in shapes.items()},

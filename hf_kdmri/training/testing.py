@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from hf_kdmri.data.views import ViewDataset
+from hf_kdmri.data.views import ViewDataset, prepare_views
 from hf_kdmri.distillation import teacher_column_order
 from hf_kdmri.evaluation.statistics.predictions import Predictions
 from hf_kdmri.inference import save_temperature
@@ -53,6 +53,7 @@ def predict_splits(
             temperature = temperature_of(predictions["validation"], stage)
             if isinstance(temperature, str):
                 state.print(f"[5/5] {stage}: no temperature is stored: {temperature}")
+                save_temperature(run.model_folder(stage), None)  # nor one that came with a given teacher
             else:
                 save_temperature(run.model_folder(stage), temperature)
     return predictions["test"]
@@ -61,16 +62,12 @@ def predict_splits(
 def as_predictions(split: datasets.Dataset, data: RunData, probabilities: dict[str, np.ndarray]) -> Predictions:
     """Probabilities with what is known of each image.
 
-    Images of a user's own set are numbered by their row, counted on from the fold so that folds can be pooled. One that
-    names no group is a group of its own; a group with images of several classes is divided by class, since patients of
-    one class are what is resampled.
+    Images of a user's own set are numbered by their place in the whole set. One that names no group is a group of its
+    own; a group with images of several classes is divided by class, since patients of one class are what is resampled.
     """
     labels, count = split["label"][:], len(split)
     fold = data.fold or 0
-    if "slice" in split.column_names:
-        slices = split["slice"][:]
-    else:
-        slices = [fold * 10**9 + row for row in range(count)]
+    slices = split["slice"][:]
     groups = split["patient_group"][:] if data.has_groups else [f"image {number}" for number in slices]
     if data.has_groups and data.own is not None and not data.own.one_class_per_group:
         groups = [f"{group}, {data.labels[label]}" for group, label in zip(groups, labels, strict=True)]
@@ -105,21 +102,25 @@ def look_where(
     test = data.splits["test"]
     if not options.evaluation.saliency or "mask" not in test.column_names:
         return
-    state = PartialState()
     told: dict[str, Any] = {}
     refused: dict[str, str] = {}
     images, masks = test["image"][:], test["mask"][:]
     for stage, model in models.items():
-        views = views_of(test, model.image_size, options, state)
+        views = _test_views(data, model.image_size, options)
         try:
             told[stage], maps, scores = _scored_maps(model, views, data, predictions, images, masks)
         except ValueError as error:  # an architecture whose layers cannot be laid out as maps; its training stands
             refused[stage] = str(error)
-            state.print(f"[5/5] {stage}: where it looks is not measured: {error}")
+            print(f"[5/5] {stage}: where it looks is not measured: {error}")
             continue
         if stage == "student":
             _draw_sheet(maps, scores, data, predictions, options, run)
     write_whole(run.saliency_file, json.dumps({"models": told, "refused": refused}) + "\n")
+
+
+def _test_views(data: RunData, size: int, options: RunOptions) -> ViewDataset:
+    """Views of the test images for one process alone; `views_of` would wait for the others."""
+    return prepare_views(data.splits["test"], size, num_proc=options.data.preprocessing_num_workers)
 
 
 def _scored_maps(
@@ -128,7 +129,7 @@ def _scored_maps(
     from hf_kdmri.evaluation.saliency.maps import saliency_layer
     from hf_kdmri.evaluation.saliency.scores import saliency_scores
 
-    first = _pixels(model, views, [0, 1])
+    first = _pixels(model, views, [0])
     stage = _pointing_stage(model, first)
     maps = np.concatenate(list(_maps(model, views, data, stage)))
     scores = saliency_scores(maps, images, masks)
@@ -198,6 +199,22 @@ def _draw_sheet(
     )
 
 
+def check_class_order(models: dict[str, TimmClassifier], data: RunData, options: RunOptions) -> None:
+    """Refuse, before anything is trained, models that cannot be tested under corruptions.
+
+    Raises:
+        OptionError: a model names its classes in another order than the data.
+    """
+    if not options.evaluation.robustness_images:
+        return
+    for stage, model in models.items():
+        if model.labels != data.labels:
+            raise OptionError(
+                f"the {stage}'s classes are {model.labels}, the data's {data.labels}; corruptions need one order: set "
+                "robustness_images to 0, or save the model with its classes in the data's order"
+            )
+
+
 def corrupt_images(
     models: dict[str, TimmClassifier], data: RunData, options: RunOptions, run: RunFolder
 ) -> dict[str, Any] | None:
@@ -207,21 +224,13 @@ def corrupt_images(
         As `hf_kdmri.evaluation.robustness.accuracy.evaluate_robustness`, kept in `robustness.json`; None where none are
         asked for.
 
-    Raises:
-        OptionError: a model names its classes in another order than the data.
     """
     from hf_kdmri.evaluation.robustness.accuracy import evaluate_robustness
 
     if not options.evaluation.robustness_images:
         return None
-    for stage, model in models.items():
-        if model.labels != data.labels:
-            raise OptionError(
-                f"the {stage}'s classes are {model.labels}, the data's {data.labels}; corruptions need one order: set "
-                "robustness_images to 0, or save the model with its classes in the data's order"
-            )
     size = max(model.image_size for model in models.values())
-    views = views_of(data.splits["test"], size, options, PartialState())
+    views = _test_views(data, size, options)
     told = evaluate_robustness(
         models,
         views,

@@ -101,7 +101,7 @@ class DistillationTrainer(Trainer):
             self.augmentation,
             seed=self.args.seed,
             views_per_image=views_per_image or 1,
-            precision=str(model.teacher_dtype or ("bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "fp32")),
+            precision=str(model.teacher_dtype or self.accelerator.mixed_precision),
         )
         return prepare_teacher_cache(
             Path(str(self.args.teacher_cache)),

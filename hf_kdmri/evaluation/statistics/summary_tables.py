@@ -28,7 +28,7 @@ _FRACTIONS = {"mcc", "brier", "macro_auroc", "auroc_per_class"}  # shown as 0.91
 _COMPARED = {"accuracy": "accuracy", "macro_f1": "macro F1", "balanced_accuracy": "balanced accuracy"}
 
 
-def summary_tables(summary: Mapping[str, Any]) -> dict[str, str]:
+def summary_tables(summary: Mapping[str, Any], *, patients: bool = True) -> dict[str, str]:
     """Write the tables of a summary.
 
     A cell holds the value and, in brackets, its 95 % interval over patient groups; where the summary has no interval
@@ -36,30 +36,31 @@ def summary_tables(summary: Mapping[str, Any]) -> dict[str, str]:
 
     Args:
         summary: as `summarize` returns it, or as read back from JSON.
+        patients: False leaves out scores over patients, for data that do not say whose each image is.
 
     Returns:
         `headline`, `per_class`, `comparisons`, `folds` and `subsets`, each a table with a newline at its end;
         `comparisons` is empty if there is no student with something to compare it with, `subsets` if all are empty.
     """
     return {
-        "headline": _headline(summary),
+        "headline": _headline(summary, patients),
         "per_class": _per_class(summary),
-        "comparisons": _comparisons(summary),
+        "comparisons": _comparisons(summary, patients),
         "folds": _folds(summary),
         "subsets": _subsets(summary),
     }
 
 
-def _headline(summary: Mapping[str, Any]) -> str:
+def _headline(summary: Mapping[str, Any], patients: bool) -> str:
     lines = [
         [
             TITLES[model],
             *(_cell(scores[metric], metric) for metric in _HEADLINE),
-            _cell(summary["over_patients"]["models"][model]["accuracy"], "accuracy"),
+            *([_cell(summary["over_patients"]["models"][model]["accuracy"], "accuracy")] if patients else []),
         ]
         for model, scores in summary["over_slices"]["models"].items()
     ]
-    return markdown_table(["Model", *_HEADLINE.values(), "Patient accuracy"], lines)
+    return markdown_table(["Model", *_HEADLINE.values(), *(["Patient accuracy"] if patients else [])], lines)
 
 
 def _per_class(summary: Mapping[str, Any]) -> str:
@@ -71,12 +72,12 @@ def _per_class(summary: Mapping[str, Any]) -> str:
     return markdown_table(["Class", "Model", *_PER_CLASS.values()], lines, text_columns=2)
 
 
-def _comparisons(summary: Mapping[str, Any]) -> str:
+def _comparisons(summary: Mapping[str, Any], patients: bool) -> str:
     lines = []
     for pair in summary["over_slices"]["comparisons"]:
         first, second = pair.split("_minus_")
         title = f"{TITLES[first]} − {TITLES[second].lower()}"
-        for unit in ("slices", "patients"):
+        for unit in ("slices", "patients") if patients else ("slices",):
             comparison = summary[f"over_{unit}"]["comparisons"][pair]
             for metric, name in _COMPARED.items():
                 difference = _difference(comparison["differences"][metric])
