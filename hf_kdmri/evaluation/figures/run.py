@@ -35,7 +35,10 @@ _PANELS = (
     ("macro_f1", "Macro F1", "macro F1 [%]", 100),
     ("parameters", "Parameters", "parameters [millions]", 1e-6),
     ("ms_per_image", "ms / image", "time per image [ms]", 1),
+    ("flops", None, "operations per image [GFLOPs]", 1e-9),
+    ("megabytes", None, "size on disk [MB]", 1),
 )
+_MEASURED_ONLY = ("flops", "megabytes")  # panels that are left out where no row has the number
 
 
 def _curve(history: Sequence[Mapping[str, Any]], stage: str, key: str) -> tuple[list[float], list[float]]:
@@ -212,7 +215,7 @@ def plot_comparison(
     title: str = "Teacher, student alone and distilled student",
     subtitle: str = "",
 ) -> tuple[Path, Path]:
-    """Compare the models as bars: accuracy, macro F1, parameters and milliseconds per image, all axes from zero.
+    """Compare the models as bars from zero: accuracy, macro F1, parameters, time and, where measured, FLOPs and size.
 
     Args:
         rows: As for `results_table`, in the order teacher, student alone, distilled student; one may be absent.
@@ -231,15 +234,26 @@ def plot_comparison(
     unit = rows[0].get("unit", "slices")
     stated = f"n = {next(iter(counts)):,} {unit}" if len(counts) == 1 and None not in counts else ""
     with figure_style():
-        figure = new_figure(10.5, 0.42 * len(rows) + 0.75, title, "; ".join(filter(None, (subtitle, stated))))
-        grid = figure.subplots(1, len(_PANELS), sharey=True)
-        for axes, (key, heading, label, scale) in zip(grid, _PANELS, strict=True):
+        panels = [
+            panel for panel in _PANELS if panel[0] not in _MEASURED_ONLY or any(row.get(panel[0]) for row in rows)
+        ]
+        columns = 4 if len(panels) == 4 else 3
+        lines = math.ceil(len(panels) / columns)
+        heading_text = "; ".join(filter(None, (subtitle, stated)))
+        figure = new_figure(10.5, lines * (0.42 * len(rows) + 0.75), title, heading_text)
+        grid = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        for axes, (key, heading, label, scale) in zip(grid, panels, strict=False):
             values = [scale * (row.get(key) or 0.0) for row in rows]
             axes.barh(
                 range(len(rows)), values, height=0.62, color=[_MODEL_COLOURS.get(row["model"], GREY) for row in rows]
             )
             for y, value in enumerate(values):
-                text = cells[y][headings.index(heading)]
+                number = rows[y].get(key)
+                text = "–" if number is None else f"{value:.3g}"
+                if heading is not None:
+                    text = cells[y][headings.index(heading)]
                 label_box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
                 axes.annotate(text, (value, y), (4, 0), textcoords="offset points", va="center", bbox=label_box)
             if scale == 100:
