@@ -37,6 +37,9 @@ def main() -> None:
         run_job(options, run, state)
     except (OptionError, CannotRun) as error:
         sys.exit(f"train_kd.py: error: {error}")
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
+        sys.exit(130)
     show_outcome(run, state)
     if options.training.push_to_hub and state.is_main_process:
         push(run, options)
@@ -64,10 +67,10 @@ def show_outcome(run: RunFolder, state: PartialState) -> None:
         if "figures" in facts:  # one fold of several has its report in the folder above
             print("Figures:", *facts["figures"], sep="\n  ")
             print(f"Report: {run.path / 'report.html'}")
-        student = run.fold(facts["folds"][0]) if facts.get("folds") else run
-        print(
-            f"Student: {student.model_folder('student')}  (model card: README.md; any transformers pipeline loads it)"
-        )
+        students = [run.fold(fold) for fold in facts["folds"]] if facts.get("folds") else [run]
+        for student in students:
+            print(f"Student: {student.model_folder('student')}")
+        print("(a student's card is its README.md; any transformers pipeline loads the folder)")
 
 
 if __name__ == "__main__":

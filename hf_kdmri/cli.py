@@ -62,6 +62,8 @@ class ExportFormat(str, Enum):
 def _load(model: str, device: str, calibrated: bool = False) -> ImageClassifier:
     from hf_kdmri.inference import ImageClassifier
 
+    if (Path(model) / "student" / "config.json").is_file() and not (Path(model) / "config.json").is_file():
+        _stop(f"{model} is the folder of a run; its student is {Path(model) / 'student'}", USAGE)
     try:
         return ImageClassifier(model, device, calibrated=calibrated)
     except ValueError as error:

@@ -148,7 +148,7 @@ def _stored_temperature(config: PreTrainedConfig, model: str) -> float:
         raise ValueError(
             f"{model!r} has no {TEMPERATURE_KEY} in its config.json. Fit one on validation slices "
             "(hf_kdmri.evaluation.calibration.fit_temperature) and store it with hf_kdmri.inference.save_temperature, "
-            "or ask for uncalibrated probabilities (calibrated=False)"
+            "or ask for uncalibrated probabilities (calibrated=False, or without --calibrated)"
         )
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(

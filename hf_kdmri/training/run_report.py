@@ -15,6 +15,7 @@ from hf_kdmri.evaluation.figures.confusion import plot_confusion_matrices
 from hf_kdmri.evaluation.figures.convergence import plot_convergence
 from hf_kdmri.evaluation.pooling import draw_saliency_rates
 from hf_kdmri.evaluation.report_page import Block, KeyNumber, Page, Section, code, figure, render_page, table, text
+from hf_kdmri.evaluation.statistics.bootstrap import MIN_GROUPS
 from hf_kdmri.evaluation.statistics.predictions import Predictions
 from hf_kdmri.evaluation.statistics.summary_tables import TITLES, summary_tables
 from hf_kdmri.training.reporting import FinishedFold, calibrated, config_of
@@ -109,7 +110,16 @@ class _Report:
             f"{self.facts['source']}, split {self.facts['split']}, {self._which_folds()}, seed {self.facts['seed']}: "
             f"{self.summary['slices']:,} test {self.unit}{groups}, each predicted once, by models that were not "
             f"trained on {'its patient' if self.summary['disjoint_groups'] and self._has_patients() else 'it'}. "
-            f"Brackets are 95 % intervals from {self.summary['draws']:,} draws of patient groups."
+            f"{self._intervals()}"
+        )
+
+    def _intervals(self) -> str:
+        groups = "patient groups" if self._has_patients() else self.unit
+        if self.summary["patient_groups"] < MIN_GROUPS:
+            return f"There are no intervals: fewer than {MIN_GROUPS} {groups} allow none."
+        return (
+            f"Brackets are 95 % intervals from {self.summary['draws']:,} draws of {groups}; a number that rests on "
+            f"fewer than {MIN_GROUPS} of them, or on no error at all, has none."
         )
 
     def _has_patients(self) -> bool:
@@ -168,14 +178,18 @@ class _Report:
         if "comparisons" in self.tables:
             blocks += [
                 table(self.tables["comparisons"]),
-                text(
-                    f"p from {self.summary['permutations']:,} permutations that swap the two models within patient "
-                    "groups, and from McNemar's exact test on patients; both two-sided, none corrected for the number "
-                    "of comparisons.",
-                    quiet=True,
-                ),
+                text(self._tests(), quiet=True),
             ]
         return blocks
+
+    def _tests(self) -> str:
+        swapped = "patient groups" if self._has_patients() else self.unit
+        exact = ", and from McNemar's exact test on patients; both" if self._has_patients() else ","
+        return (
+            f"p from {self.summary['permutations']:,} permutations that swap the two models' answers within "
+            f"{swapped}{exact} two-sided, none corrected for the number of comparisons. Where two models differ on "
+            f"few {swapped}, p cannot be small, however large the difference."
+        )
 
     def _classes(self) -> list[Block]:
         matrices = {
@@ -251,18 +265,26 @@ class _Report:
             unit=self.unit,
             subtitle=self.subtitle,
         )
-        reasons = sorted({reason for model in told.values() for reason in model["not_fitted"]})
+        reasons = {f"{TITLES[model]}: {reason}" for model, part in told.items() for reason in part["not_fitted"]}
+        people = "patients" if self._has_patients() else self.unit
         return [
             table(self.tables["calibration"]),
-            *(text(f"No temperature could be fitted: {reason}", quiet=True) for reason in reasons),
+            *(
+                text(f"A temperature could not be fitted in every fold. {reason}", quiet=True)
+                for reason in sorted(reasons)
+            ),
             text(
-                "Temperatures are fitted on each fold's validation patients only and stored in the models' "
+                f"Temperatures are fitted on each fold's validation {people} only and stored in the models' "
                 "configuration; the logits are not changed by them. The calibration error has 15 bins of equal "
                 "counts; a perfectly calibrated model would not measure 0 on so few pictures but the value in the "
                 "column beside it.",
                 quiet=True,
             ),
-            figure(reliability, "Reliability diagram of the distilled student"),
+            figure(
+                reliability,
+                "Reliability diagram of the distilled student",
+                "Points are bins of equal width; the ECE written in is that of 15 bins of equal counts.",
+            ),
             figure(coverage, "Error rate among the pictures that are answered, by their share"),
         ]
 
@@ -287,8 +309,9 @@ class _Report:
             figure(rates, "Hit rates and energy inside the tumour, beside chance"),
             table(self.tables["saliency"]),
             text(
-                f"Maps are taken at the deepest stage with at least 6 × 6 positions, since a coarser one cannot point: "
-                f"{layers}. Another stage or method gives other numbers; compare models within one run only.",
+                "Maps are taken at the deepest stage with at least 6 × 6 positions, or the finest where none has: a "
+                f"coarser map can hardly point. {layers}. Another stage or method gives other numbers; compare models "
+                "within one run only.",
                 quiet=True,
             ),
             *refused,

@@ -106,6 +106,8 @@ def train_stage(
         trainer.add_callback(StageProgress)
     checkpoints = run.checkpoints(stage)
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    if last is not None and trainer.is_world_process_zero():
+        print(f"  {stage}: goes on from {last}", flush=True)
     trainer.train(resume_from_checkpoint=last)
     if trainer.is_world_process_zero():
         run.save_model(stage, model)

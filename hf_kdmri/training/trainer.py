@@ -77,6 +77,7 @@ class DistillationTrainer(Trainer):
             model.use_channels_last()
         self._term_sums: dict[str, Tensor] = {}
         self._term_count = 0
+        self._hits: Tensor | float = 0.0  # right images and all images since the last log; a short batch counts less
         super().__init__(model=model, args=args, **kwargs)
         self.augmentation = augmentation
         self.teacher_cache: TeacherCache | None = None
@@ -148,8 +149,9 @@ class DistillationTrainer(Trainer):
             if self._distillation_model().loss_options.warms_up:
                 progress = self.state.global_step / max(1, self.state.max_steps)
                 loss = self._distillation_model().total(outputs["terms"], progress)
-            hits = (outputs["logits"].detach().argmax(1) == labels).float().mean()
-            self._collect({**{f"loss_{name}": term for name, term in outputs["terms"].items()}, "train_accuracy": hits})
+            self._collect({f"loss_{name}": term for name, term in outputs["terms"].items()})
+            hits = (outputs["logits"].detach().argmax(1) == labels).sum()
+            self._hits = self._hits + torch.stack([hits.double(), hits.new_tensor(len(labels)).double()])
         return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
 
     def _view_of_this_epoch(self) -> int:
@@ -187,7 +189,9 @@ class DistillationTrainer(Trainer):
             means = torch.stack([self._term_sums[name] for name in names]) / self._term_count
             means = self.accelerator.reduce(means, reduction="mean").tolist()
             logs.update(zip(names, means, strict=True))
-            self._term_sums, self._term_count = {}, 0
+            right, seen = self.accelerator.reduce(torch.as_tensor(self._hits), reduction="sum").tolist()
+            logs["train_accuracy"] = right / seen
+            self._term_sums, self._term_count, self._hits = {}, 0, 0.0
         if self._began is not None:
             if self._seconds_before is None:  # this process's first log: only a resumed run has earlier ones
                 self._seconds_before = max((row.get("seconds", 0.0) for row in self.state.log_history), default=0.0)

@@ -46,7 +46,7 @@ def summary_tables(summary: Mapping[str, Any], *, patients: bool = True) -> dict
         "headline": _headline(summary, patients),
         "per_class": _per_class(summary),
         "comparisons": _comparisons(summary, patients),
-        "folds": _folds(summary),
+        "folds": _folds(summary, patients),
         "subsets": _subsets(summary),
     }
 
@@ -86,21 +86,24 @@ def _comparisons(summary: Mapping[str, Any], patients: bool) -> str:
                 lines.append([title, f"{name} over {unit}", difference, permutation, exact])
                 title = ""  # once for each pair
     heading = ["Comparison", "Metric", "Difference (percentage points)", "p (permutation)", "p (McNemar)"]
+    if not patients:  # McNemar's test is on patients
+        heading, lines = heading[:-1], [line[:-1] for line in lines]
     return markdown_table(heading, lines, text_columns=2) if lines else ""
 
 
-def _folds(summary: Mapping[str, Any]) -> str:
+def _folds(summary: Mapping[str, Any], patients: bool) -> str:
     models = list(summary["over_slices"]["models"])
     lines = [
-        [fold, f"{part['slices']:,}", str(part["patient_groups"])]
+        [fold, f"{part['slices']:,}", *([str(part["patient_groups"])] if patients else [])]
         + [f"{100 * part['models'][model]['accuracy']:.1f} %" for model in models]
         for fold, part in summary["folds"].items()
     ]
     if len(lines) > 1:
         spread = [summary["spread_over_folds"][model]["accuracy"] for model in models]
         cells = [f"{100 * s['mean']:.1f} ± {100 * s['standard_deviation']:.1f} %" for s in spread]
-        lines.append(["mean ± standard deviation", "", "", *cells])
-    return markdown_table(["Fold", "Slices", "Patients", *(f"{TITLES[model]}: accuracy" for model in models)], lines)
+        lines.append(["mean ± standard deviation", "", *([""] if patients else []), *cells])
+    people = ["Patients"] if patients else []
+    return markdown_table(["Fold", "Slices", *people, *(f"{TITLES[model]}: accuracy" for model in models)], lines)
 
 
 def _subsets(summary: Mapping[str, Any]) -> str:
