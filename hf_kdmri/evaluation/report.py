@@ -99,10 +99,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
     Raises:
         ValueError: No rows, or a row that lacks a required key.
     """
-    headings, cells = format_rows(rows)
-    lines = [headings, [":--", ":--", *["--:"] * (len(headings) - 2)]]
-    lines += [[escape_markdown(cell) for cell in row] for row in cells]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_table(*format_rows(rows), text_columns=2)
 
 
 def print_results(rows: Sequence[Mapping[str, Any]], *, title: str = "Results", console: Console | None = None) -> None:

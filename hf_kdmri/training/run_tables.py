@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_kdmri.evaluation.figures.convergence import duration
 from hf_kdmri.evaluation.report import markdown_table
-from hf_kdmri.evaluation.statistics.summary_tables import TITLES
+from hf_kdmri.evaluation.statistics.summary_tables import TITLES, estimate_cell
 
 
 def cost_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -105,7 +105,10 @@ def saliency_table(told: Mapping[str, Mapping[str, Any]]) -> str:
     lines = []
     for model, part in told.items():
         for place, (name, scores) in enumerate(part["classes"].items()):
-            cells = [_share(scores[score]) for score in ("hit", "chance", "tolerant_hit", "tolerant_chance", "energy")]
+            cells = [
+                estimate_cell(scores[score], score)
+                for score in ("hit", "chance", "tolerant_hit", "tolerant_chance", "energy")
+            ]
             lines.append([TITLES[model] if not place else "", name, f"{scores['n']:,}", *cells])
     heading = [
         "Model",
@@ -118,13 +121,6 @@ def saliency_table(told: Mapping[str, Mapping[str, Any]]) -> str:
         "Energy inside",
     ]
     return markdown_table(heading, lines, text_columns=2)
-
-
-def _share(estimate: Mapping[str, Any]) -> str:
-    if estimate["value"] is None:
-        return "–"
-    value, bounds = f"{100 * estimate['value']:.1f} %", estimate["interval"]
-    return value if bounds is None else f"{value} ({'–'.join(f'{100 * bound:.1f}' for bound in bounds)})"
 
 
 def _epochs(reached: Mapping[str, Any]) -> str:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from hf_kdmri.evaluation.report import escape_markdown
+from hf_kdmri.evaluation.report import markdown_table
 from hf_kdmri.evaluation.statistics.bootstrap import Draws, draw_counts, draw_metrics, estimate
 from hf_kdmri.evaluation.statistics.predictions import Predictions
 from hf_kdmri.evaluation.statistics.significance import mcnemar, permutation_test
+from hf_kdmri.evaluation.statistics.summary_tables import difference_cell, estimate_cell, p_cell
 
 METRICS = ("accuracy", "macro_f1", "balanced_accuracy")
 
@@ -118,21 +119,20 @@ def compare_table(comparison: Mapping[str, Any]) -> str:
         "p (permutation)",
         "p (McNemar, patients)",
     ]
-    lines = [heading, [":--", *["--:"] * (len(heading) - 1)]]
+    lines = []
     for name, scores in comparison["runs"].items():
-        cells = [name, *(_percent(scores[key]) for key in ("accuracy", "macro_f1", "patient_accuracy"))]
+        cells = [name, *(estimate_cell(scores[key], key) for key in ("accuracy", "macro_f1", "patient_accuracy"))]
         if name == first:
             cells += ["", "", "", "", ""]
         else:
             told = comparison["against"][name]
             for metric in ("accuracy", "macro_f1"):
-                cells += [_points(told["differences"][metric]), _p(told["permutation_p"][metric])]
-            cells.append(_p(told["mcnemar"]["p"]))
+                cells += [difference_cell(told["differences"][metric]), p_cell(told["permutation_p"][metric])]
+            cells.append(p_cell(told["mcnemar"]["p"]))
         lines.append(cells)
-    lines[2:] = [[escape_markdown(cell) for cell in line] for line in lines[2:]]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return (
-        f"{table}\n{comparison['model']} on {comparison['slices']:,} test images of {comparison['patient_groups']:,} "
+        f"{markdown_table(heading, lines)}\n"
+        f"{comparison['model']} on {comparison['slices']:,} test images of {comparison['patient_groups']:,} "
         "patient groups; brackets are 95 % intervals from draws of patient groups, differences are paired.\n"
     )
 
@@ -163,21 +163,3 @@ def _aligned(runs: Mapping[str, Predictions], common: bool) -> dict[str, Predict
 
 def _difference(drawn: Draws, of_first: Draws, metric: str, groups: int) -> Any:
     return estimate(drawn[metric] - of_first[metric], groups)
-
-
-def _percent(estimate: Mapping[str, Any]) -> str:
-    bounds = estimate["interval"]
-    between = "" if bounds is None else f" ({'–'.join(f'{100 * bound:.1f}' for bound in bounds)})"
-    return f"{100 * estimate['value']:.1f} %{between}"
-
-
-def _points(estimate: Mapping[str, Any]) -> str:
-    bounds = estimate["interval"]
-    between = "" if bounds is None else f" ({' to '.join(f'{100 * bound:+.1f}' for bound in bounds)})"
-    return f"{100 * estimate['value']:+.1f}{between}".replace("-", "−")
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -55,8 +55,8 @@ def _headline(summary: Mapping[str, Any], patients: bool) -> str:
     lines = [
         [
             TITLES[model],
-            *(_cell(scores[metric], metric) for metric in _HEADLINE),
-            *([_cell(summary["over_patients"]["models"][model]["accuracy"], "accuracy")] if patients else []),
+            *(estimate_cell(scores[metric], metric) for metric in _HEADLINE),
+            *([estimate_cell(summary["over_patients"]["models"][model]["accuracy"], "accuracy")] if patients else []),
         ]
         for model, scores in summary["over_slices"]["models"].items()
     ]
@@ -65,7 +65,11 @@ def _headline(summary: Mapping[str, Any], patients: bool) -> str:
 
 def _per_class(summary: Mapping[str, Any]) -> str:
     lines = [
-        [name if number == 0 else "", TITLES[model], *(_cell(scores[metric][name], metric) for metric in _PER_CLASS)]
+        [
+            name if number == 0 else "",
+            TITLES[model],
+            *(estimate_cell(scores[metric][name], metric) for metric in _PER_CLASS),
+        ]
         for name in summary["class_names"]
         for number, (model, scores) in enumerate(summary["over_slices"]["models"].items())
     ]
@@ -80,9 +84,9 @@ def _comparisons(summary: Mapping[str, Any], patients: bool) -> str:
         for unit in ("slices", "patients") if patients else ("slices",):
             comparison = summary[f"over_{unit}"]["comparisons"][pair]
             for metric, name in _COMPARED.items():
-                difference = _difference(comparison["differences"][metric])
-                permutation = _p(comparison["permutation_p"][metric])
-                exact = _p(comparison["mcnemar"]["p"]) if unit == "patients" and metric == "accuracy" else ""
+                difference = difference_cell(comparison["differences"][metric])
+                permutation = p_cell(comparison["permutation_p"][metric])
+                exact = p_cell(comparison["mcnemar"]["p"]) if unit == "patients" and metric == "accuracy" else ""
                 lines.append([title, f"{name} over {unit}", difference, permutation, exact])
                 title = ""  # once for each pair
     heading = ["Comparison", "Metric", "Difference (percentage points)", "p (permutation)", "p (McNemar)"]
@@ -110,7 +114,7 @@ def _subsets(summary: Mapping[str, Any]) -> str:
     models = list(summary["over_slices"]["models"])
     lines = [
         [SUBSETS[name], f"{part['slices']:,}", str(part["patient_groups"])]
-        + [_cell(part["models"][model]["accuracy"], "accuracy") for model in models]
+        + [estimate_cell(part["models"][model]["accuracy"], "accuracy") for model in models]
         for name, part in summary["subsets"].items()
         if part is not None
     ]
@@ -118,7 +122,8 @@ def _subsets(summary: Mapping[str, Any]) -> str:
     return markdown_table(heading, lines) if lines else ""
 
 
-def _cell(estimate: Mapping[str, Any], metric: str) -> str:
+def estimate_cell(estimate: Mapping[str, Any], metric: str) -> str:
+    """A metric's value with its interval in brackets; "–" where it does not exist."""
     if estimate["value"] is None:
         return "–"
     factor, digits, unit = (1, 3, "") if metric in _FRACTIONS else (100, 1, " %")
@@ -128,7 +133,8 @@ def _cell(estimate: Mapping[str, Any], metric: str) -> str:
     return value if bounds is None else f"{value} ({joint.join(f'{factor * b:.{digits}f}' for b in bounds)})"
 
 
-def _difference(estimate: Mapping[str, Any]) -> str:
+def difference_cell(estimate: Mapping[str, Any]) -> str:
+    """A difference of two fractions in percentage points, signed, with its interval in brackets."""
     if estimate["value"] is None:
         return "–"
     value, bounds = f"{100 * estimate['value']:+.1f}", estimate["interval"]
@@ -136,5 +142,8 @@ def _difference(estimate: Mapping[str, Any]) -> str:
     return shown.replace("-", "−")
 
 
-def _p(value: float) -> str:
+def p_cell(value: float | None) -> str:
+    """A p-value; "–" where the test does not exist."""
+    if value is None:
+        return "–"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
