@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 
 from hf_kdmri import StudentForImageClassification
 from hf_kdmri.cli import app
+from hf_kdmri.cli.label_file import read_label_file
 from hf_kdmri.data.pictures import PictureError, find_images
 from hf_kdmri.inference import read_image, save_temperature
-from hf_kdmri.label_file import read_label_file
 
 LABELS = ["meningioma", "glioma", "pituitary"]
 

@@ -14,11 +14,11 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from hf_kdmri.cli.label_file import LabelledFile
 from hf_kdmri.evaluation.metrics import ClassificationReport
 from hf_kdmri.evaluation.report import escape_markdown
 from hf_kdmri.evaluation.robustness.accuracy import accuracy_draws
 from hf_kdmri.evaluation.statistics.bootstrap import MIN_GROUPS, estimate
-from hf_kdmri.label_file import LabelledFile
 from hf_kdmri.whole_files import whole_file
 
 PREDICTION_SUFFIXES = (".csv", ".parquet")

@@ -9,7 +9,10 @@ from typing import Annotated
 
 import typer
 
-from hf_kdmri.command_exits import USAGE, stop
+from hf_kdmri.cli.exits import USAGE, stop
+
+REPORT_EXAMPLE = "kdmri report runs/figshare"
+COMPARE_EXAMPLE = "kdmri compare runs/hinton runs/fusion --format json"
 
 
 class ComparisonFormat(str, Enum):
@@ -25,12 +28,6 @@ class ComparedModel(str, Enum):
     student = "student"
     baseline = "baseline"
     teacher = "teacher"
-
-
-def add_run_commands(app: typer.Typer) -> None:
-    """Give the command line its commands on runs."""
-    app.command(epilog="Example: kdmri report runs/figshare")(report)
-    app.command(epilog="Example: kdmri compare runs/hinton runs/fusion --format json")(compare)
 
 
 def report(

@@ -1,0 +1,28 @@
+"""The command line `kdmri`: one module for each command.
+
+Results go to standard output, everything else to standard error. Heavy libraries are imported by the command that needs
+them, so that `kdmri --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from hf_kdmri.cli import evaluate, export, predict, push, runs
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    help="Use, check, export, publish a small brain MRI classifier. [b]Research use only, not a medical device.[/b]",
+    epilog="Exit codes: 0 all went well; 1 something failed, named on standard error; 2 wrong usage.",
+)
+for command, example in (
+    (predict.predict, predict.EXAMPLE),
+    (evaluate.evaluate, evaluate.EXAMPLE),
+    (runs.report, runs.REPORT_EXAMPLE),
+    (runs.compare, runs.COMPARE_EXAMPLE),
+    (export.export, export.EXAMPLE),
+    (push.push, push.EXAMPLE),
+):
+    app.command(epilog=f"Example: {example}")(command)

@@ -1,0 +1,51 @@
+"""What the commands that classify images share: their options, loading a model, progress, the list of failures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hf_kdmri.cli.exits import FAILED, USAGE, stop
+
+if TYPE_CHECKING:
+    from hf_kdmri.inference import ImageClassifier, Outcome
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Model folder, or user/name on the Hugging Face Hub.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images in memory at once.")]
+Calibrated = Annotated[
+    bool, typer.Option("--calibrated", help="Divide logits by the temperature stored with the model; classes stay.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …; never changed silently.")]
+
+
+def load_classifier(model: str, device: str, calibrated: bool = False) -> ImageClassifier:
+    """Load a model, or say in one line why it cannot be and leave."""
+    from hf_kdmri.inference import ImageClassifier
+
+    if (Path(model) / "student" / "config.json").is_file() and not (Path(model) / "config.json").is_file():
+        stop(f"{model} is the folder of a run; its student is {Path(model) / 'student'}", USAGE)
+    try:
+        return ImageClassifier(model, device, calibrated=calibrated)
+    except ValueError as error:
+        stop(error, USAGE)
+
+
+def with_progress(outcomes: Iterable[Outcome], total: int) -> Iterator[Outcome]:
+    """Pass outcomes on under a progress bar on standard error, shown only on a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    yield from track(outcomes, "Classifying", total, console=console, disable=not console.is_terminal)
+
+
+def list_failures(failures: list[Outcome], total: int) -> None:
+    """Name the files that failed on standard error and end with exit code 1, if there are any."""
+    if failures:
+        typer.echo(f"kdmri: {len(failures)} of {total} files could not be classified:", err=True)
+        for failure in failures:
+            typer.echo(f"  {failure.path}: {failure.error}", err=True)
+        raise typer.Exit(FAILED)
