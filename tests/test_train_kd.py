@@ -99,6 +99,9 @@ class TestFinishedRun:
         card = (run / "student" / "README.md").read_text()
         assert "phantom" in card
         assert "tiny.yaml" in card and str(run.parent) not in card  # the command, but nobody's folders
+        for heading in ("Against teacher and baseline", "Size and speed", "Calibration", "Where the model looks"):
+            assert f"### {heading}\n\n" in card
+        assert "Not measured in this run. Expect losses" in card  # robustness
         resolved = yaml.safe_load((run / "config.yaml").read_text())
         assert TINY.items() <= resolved.items()
 
@@ -263,6 +266,12 @@ def test_folds_are_trained_apart_pooled_and_resumed(tmp_path: Path):
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["run"]["folds"] == [0, 2] and list(metrics["models"]) == ["teacher", "baseline", "student"]
     assert metrics["models"]["student"]["n"] == len(pooled)
+    for fold in (0, 2):
+        card = (run / f"fold-{fold}" / "student" / "README.md").read_text()
+        assert "Test splits of folds 0, 2 pooled" in card and f"(fold {fold}, seed 7)" in card
+        (result,) = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"]
+        assert result["dataset"]["args"] == {"folds": [0, 2], "pooled": True}
+        assert result["metrics"][0]["value"] == pytest.approx(metrics["models"]["student"]["accuracy"], abs=1e-4)
     weights = {path.parent.parent.name: path.read_bytes() for path in run.glob("fold-*/student/model.safetensors")}
     assert weights["fold-0"] != weights["fold-2"]
 

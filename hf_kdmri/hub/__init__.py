@@ -9,6 +9,8 @@ _HOME = {
     "OwnDataFacts": "own_data_card",
     "StudentCardFacts": "model_card",
     "write_student_card": "model_card",
+    "CardError": "card_rules",
+    "check_card": "card_rules",
     "ExportError": "onnx_export",
     "export_onnx": "onnx_export",
     "Push": "publish",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from importlib.resources import files
+
 SPLITS = {
     "patient_groups": (
         "Five folds, stratified by class and grouped by patient: all slices of a patient group (ids that differ only "
@@ -47,33 +51,17 @@ pixels = (np.clip((raw - low) / (high - low), 0, 1) * 255).round().astype("uint8
 image = Image.fromarray(pixels).convert("RGB")  # ready for the pipeline
 """
 
-CITATION = """
-@article{cheng2015enhanced,
-  author  = {Cheng, Jun and Huang, Wei and Cao, Shuangliang and Yang, Ru and Yang, Wei and Yun, Zhaoqiang and Wang, Zhijian and Feng, Qianjin},
-  title   = {Enhanced Performance of Brain Tumor Classification via Tumor Region Augmentation and Partition},
-  journal = {PLoS ONE}, volume = {10}, number = {10}, pages = {e0140381}, year = {2015},
-  doi     = {10.1371/journal.pone.0140381}
-}
+CITED_DATA = ("cheng2015enhanced", "cheng2016retrieval", "cheng2017brain")
 
-@article{cheng2016retrieval,
-  author  = {Cheng, Jun and Yang, Wei and Huang, Meiyan and Huang, Wei and Jiang, Jun and Zhou, Yujia and Yang, Ru and Zhao, Jie and Feng, Yanqiu and Feng, Qianjin and Chen, Wufan},
-  title   = {Retrieval of Brain Tumors by Adaptive Spatial Pooling and Fisher Vector Representation},
-  journal = {PLoS ONE}, volume = {11}, number = {6}, pages = {e0157112}, year = {2016},
-  doi     = {10.1371/journal.pone.0157112}
-}
 
-@misc{cheng2017brain,
-  author    = {Cheng, Jun},
-  title     = {brain tumor dataset},
-  publisher = {figshare}, year = {2017},
-  doi       = {10.6084/m9.figshare.1512427}
-}
-"""  # noqa: E501
+def citations(keys: Iterable[str]) -> str:
+    """BibTeX entries of `model_cards/citations.bib`, each once, in the order of the file.
 
-METHOD_CITATION = """
-@article{hinton2015distilling,
-  author  = {Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},
-  title   = {Distilling the Knowledge in a Neural Network},
-  journal = {arXiv:1503.02531}, year = {2015}
-}
-"""
+    Raises:
+        KeyError: the file has no such entry.
+    """
+    text = files("model_cards").joinpath("citations.bib").read_text(encoding="utf-8")
+    entries = {entry[1]: entry[0].strip() for entry in re.finditer(r"@\w+\{(\w+),.*?\n\}", text, re.S)}
+    if missing := set(keys) - set(entries):
+        raise KeyError(f"citations.bib has no entry {', '.join(sorted(missing))}")
+    return "\n\n".join(entry for key, entry in entries.items() if key in set(keys))

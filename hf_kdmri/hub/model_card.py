@@ -14,19 +14,22 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
-from hf_kdmri.evaluation.report import escape_markdown, results_table
+from hf_kdmri.data.mat_file import LABEL_NAMES
+from hf_kdmri.evaluation.report import escape_markdown, markdown_table, results_table
+from hf_kdmri.evaluation.statistics.bootstrap import MIN_GROUPS
+from hf_kdmri.hub.card_tables import evaluation_tables, patient_table, recall_table
 from hf_kdmri.hub.card_text import (
-    CITATION,
-    METHOD_CITATION,
+    CITED_DATA,
     PIPELINE_SNIPPET,
     SPLITS,
     TIMM_SNIPPET,
     WINDOW_SNIPPET,
+    citations,
 )
 from hf_kdmri.hub.own_data_card import OwnDataFacts, count_lines, name_classes, own_split_text
 
 STUDENT_ROW, BASELINE_ROW = "Distilled student", "Student alone"
-_COLUMNS, _LISTED_LABELS = 6, 30
+_LISTED_LABELS = 30
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class StudentCardFacts:
         dataset_id: `user/name` of the data set on the Hub, for the metadata.
         own_data: The data set, where it is not the Figshare slices; the card then speaks of it instead.
         data_note: A further sentence about the data, for instance that the images were re-encoded.
+        evaluation: What else was measured, as `metrics.json` keeps it under `evaluation`: the card then gives
+            intervals, tests, calibration, robustness and saliency.
+        pooled_folds: The folds that results and evaluation are pooled over; empty for a run of one.
+        base_model: Hub name of what the student was made from, for the metadata.
+        cited: Entries of `model_cards/citations.bib` for the methods that were used.
     """
 
     model_name: str
@@ -67,6 +75,10 @@ class StudentCardFacts:
     dataset_id: str | None = None
     own_data: OwnDataFacts | None = None
     data_note: str = field(default="")
+    evaluation: Mapping[str, Any] | None = None
+    pooled_folds: Sequence[int] = ()
+    base_model: str | None = None
+    cited: Sequence[str] = ("hinton2015distilling", "wightman2019timm")
 
     def __post_init__(self) -> None:
         """Refuse what would make a false or broken card."""
@@ -74,7 +86,7 @@ class StudentCardFacts:
             raise ValueError(f"split is {self.split!r}; expected one of {', '.join(SPLITS)}")
         if self.own_data is not None and self.phantom:
             raise ValueError("the data are either a data set of one's own or generated phantoms, not both")
-        for name in ("repo_id", "dataset_id"):
+        for name in ("repo_id", "dataset_id", "base_model"):
             if (value := getattr(self, name)) is not None:
                 validate_repo_id(value)
         for name in ("model_name", "teacher", "training_command", "machine"):
@@ -133,7 +145,7 @@ def write_student_card(folder: str | Path, facts: StudentCardFacts) -> Path:
         teacher=facts.teacher,
         own=own,
         unit="slices" if own is None else "images",
-        counts=_Markdown("") if own is None else _table(*count_lines(own, labels)),
+        counts=_Markdown("") if own is None else _Markdown(markdown_table(*count_lines(own, labels))),
         labels_text=name_classes(labels),
         label_order=", ".join(f"{index} {label}" for index, label in enumerate(labels[:_LISTED_LABELS])),
         more_labels=len(labels) > _LISTED_LABELS,
@@ -142,16 +154,19 @@ def write_student_card(folder: str | Path, facts: StudentCardFacts) -> Path:
             TIMM_SNIPPET.format(model=f"hf-hub:{model_id}" if facts.repo_id else f"local-dir:{model_id}"), "python"
         ),
         window_snippet=_code(WINDOW_SNIPPET, "python"),
-        citation=_code(METHOD_CITATION if own is not None else CITATION + METHOD_CITATION, "bibtex"),
+        citation=_code(citations([*(CITED_DATA if own is None else ()), *facts.cited]), "bibtex"),
         command=_code(facts.training_command, "bash"),
         split_text=_Markdown(SPLITS[facts.split] if own is None else own_split_text(own)),
         chosen=f"seed {facts.seed}" if facts.fold is None else f"fold {facts.fold}, seed {facts.seed}",
+        pooled=", ".join(map(str, facts.pooled_folds)),
         seed=facts.seed,
         data_note=facts.data_note,
         machine=facts.machine,
         results=results,
-        recalls=_recall_table(facts.results, labels),
-        patients=_patient_table(facts.results),
+        tables=_tables(facts, labels),
+        few=facts.evaluation is not None and facts.evaluation["summary"]["patient_groups"] < MIN_GROUPS,
+        draws=f"{facts.evaluation['summary']['draws']:,}" if facts.evaluation else "",
+        temperature=_temperature(facts),
         losses=_Markdown("".join(f"- {escape_markdown(k)}: {escape_markdown(v)}\n" for k, v in facts.losses.items())),
         has_baseline=any(row["model"] == BASELINE_ROW for row in facts.results),
         versions=", ".join(f"{name} {version}" for name, version in facts.versions.items()),
@@ -161,12 +176,12 @@ def write_student_card(folder: str | Path, facts: StudentCardFacts) -> Path:
         std=", ".join(f"{value:g}" for value in std),
     )
     body = re.sub(r"\n{3,}", "\n\n", body).strip()
-    card = ModelCard(f"---\n{_metadata(facts, student).to_yaml()}\n---\n\n{body}\n")
+    card = ModelCard(f"---\n{_metadata(facts, student, labels).to_yaml()}\n---\n\n{body}\n")
     card.save(Path(folder) / "README.md")
     return Path(folder) / "README.md"
 
 
-def _metadata(facts: StudentCardFacts, student: Mapping[str, Any]) -> ModelCardData:
+def _metadata(facts: StudentCardFacts, student: Mapping[str, Any], labels: Sequence[str]) -> ModelCardData:
     """Build the YAML head, with the student's results as a model index."""
     own, unit = facts.own_data, "slices" if facts.own_data is None else "images"
     dataset_id = facts.dataset_id if own is None else own.hub_id
@@ -174,6 +189,10 @@ def _metadata(facts: StudentCardFacts, student: Mapping[str, Any]) -> ModelCardD
     dataset_name = "Generated phantom slices" if facts.phantom else "Figshare brain tumour data set (Cheng)"
     if own is not None:
         dataset_type, dataset_name = own.slug, own.name
+
+    folds: dict[str, Any] | None = None if facts.fold is None else {"fold": facts.fold}
+    if facts.pooled_folds:
+        folds = {"folds": list(facts.pooled_folds), "pooled": True}
 
     def result(metric: str, name: str, value: float, args: dict[str, Any] | None = None) -> EvalResult:
         return EvalResult(
@@ -183,7 +202,7 @@ def _metadata(facts: StudentCardFacts, student: Mapping[str, Any]) -> ModelCardD
             dataset_name=dataset_name,
             dataset_config=facts.split,
             dataset_split="test",
-            dataset_args=None if facts.fold is None else {"fold": facts.fold},
+            dataset_args=folds,
             metric_type=metric,
             metric_name=name,
             metric_value=round(float(value), 4),
@@ -201,6 +220,9 @@ def _metadata(facts: StudentCardFacts, student: Mapping[str, Any]) -> ModelCardD
     tags = ["knowledge-distillation", "timm"]
     if own is None:
         tags[1:1] = ["medical-imaging", "brain-mri", "brain-tumor"]
+    optional: dict[str, Any] = {"base_model": facts.base_model} if facts.base_model else {}
+    if own is None:
+        optional["widget"] = _widget(labels)
     return ModelCardData(
         model_name=facts.model_name,
         license="apache-2.0" if own is None else None,  # what other data allow is not ours to say
@@ -210,6 +232,7 @@ def _metadata(facts: StudentCardFacts, student: Mapping[str, Any]) -> ModelCardD
         datasets=None if facts.phantom or dataset_id is None else [dataset_id],
         metrics=["accuracy", "f1"],
         eval_results=evaluations,
+        **optional,
     )
 
 
@@ -227,34 +250,29 @@ def _code(text: str, language: str) -> _Markdown:
     return _Markdown(f"{fence}{language}\n{text.strip()}\n{fence}")
 
 
-def _table(heading: Sequence[str], lines: Sequence[Sequence[str]]) -> _Markdown:
-    if not lines:
-        return _Markdown("")
-    rows = [[escape_markdown(cell) for cell in heading], [":--", *["--:"] * (len(heading) - 1)]]
-    rows += [[escape_markdown(cell) for cell in line] for line in lines]
-    return _Markdown("".join(f"| {' | '.join(row)} |\n" for row in rows))
+def _tables(facts: StudentCardFacts, labels: Sequence[str]) -> dict[str, _Markdown]:
+    """All tables by name; the template leaves out a section whose table is empty."""
+    tables = {"recalls": recall_table(facts.results, labels), "patients": patient_table(facts.results)}
+    if facts.evaluation is not None:
+        known = facts.own_data is None or (facts.own_data.groups is not None and facts.own_data.one_class_per_group)
+        tables |= evaluation_tables(facts.evaluation, facts.results, patients=known)
+    names = ("headline", "per_class", "comparisons", "folds", "cost", "calibration", "saliency", "robustness")
+    return {name: _Markdown(tables.get(name, "")) for name in (*names, "recalls", "patients")}
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+def _temperature(facts: StudentCardFacts) -> str:
+    """The student's fitted temperature, or "" where there is none."""
+    if facts.evaluation is None or "student" not in facts.evaluation["calibration"]:
+        return ""
+    fitted = facts.evaluation["calibration"]["student"]["temperatures"]
+    value = fitted.get(str(facts.fold or 0))
+    return "" if value is None else f"{value:.2f}"
 
 
-def _recall_table(results: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> _Markdown:
-    """One row per model, or per class where these are too many for one line."""
-    rows = [row for row in results if row.get("recall_per_class")]
-    if not rows:
-        return _Markdown("")
-    recalls = {row["model"]: [_percent(row["recall_per_class"].get(label)) for label in labels] for row in rows}
-    if len(labels) <= _COLUMNS:
-        return _table(["Model", *labels], [[model, *cells] for model, cells in recalls.items()])
-    lines = [[label, *cells] for label, *cells in zip(labels, *recalls.values(), strict=True)]
-    return _table(["Class", *recalls], lines)
-
-
-def _patient_table(results: Sequence[Mapping[str, Any]]) -> _Markdown:
-    rows = [row for row in results if row.get("patients")]
-    keys = ("accuracy", "macro_f1", "balanced_accuracy")
-    lines = [
-        [row["model"], *(_percent(row["patients"][key]) for key in keys), str(row["patients"]["n"])] for row in rows
+def _widget(labels: Sequence[str]) -> list[dict[str, str]]:
+    """Example pictures of the Hub's inference widget, at their places in the repository."""
+    return [
+        {"src": f"samples/{label}.png", "example_title": f"Generated phantom, drawn as {label}"}
+        for label in labels
+        if label in LABEL_NAMES
     ]
-    return _table(["Model", "Accuracy", "Macro F1", "Balanced accuracy", "n (patients)"], lines)

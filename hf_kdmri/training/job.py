@@ -12,11 +12,12 @@ from accelerate import PartialState
 from hf_kdmri.models import TimmClassifier
 from hf_kdmri.training.inputs import RunData, prepare_data, views_of
 from hf_kdmri.training.options import OptionError, RunOptions
-from hf_kdmri.training.outcome import machine, model_row, run_command, run_facts, versions, write_card, write_figures
+from hf_kdmri.training.outcome import machine, model_row, run_command, run_facts, versions, write_figures
 from hf_kdmri.training.reporting import SCHEMA, FinishedFold, evaluate_folds, finished_folds, pool, pooled_rows
 from hf_kdmri.training.run_folder import RunFolder
 from hf_kdmri.training.run_report import write_report
 from hf_kdmri.training.stages import STAGES, build_models, train_stage
+from hf_kdmri.training.student_card import card_facts, write_card
 from hf_kdmri.training.teacher_cache import TeacherCacheError
 from hf_kdmri.training.testing import check_class_order, corrupt_images, look_where, predict_splits
 
@@ -145,8 +146,7 @@ def evaluate(
         write_figures(run, options, list(rows.values()), data, predictions.probabilities["student"])
         look_where(models, data, predictions, options, run)
         corrupt_images(models, data, options, run)
-        write_card(run, options, list(rows.values()), data)
-        fold = FinishedFold(run, run_facts(run, options, data), rows)
+        fold = FinishedFold(run, {**run_facts(run, options, data), "card": card_facts(options, data)}, rows)
         if alone:
             _finish(run, [fold], fold.facts)
         else:
@@ -175,13 +175,16 @@ def report_again(path: Path) -> Path:
 
 
 def _finish(run: RunFolder, folds: Sequence[FinishedFold], facts: Mapping[str, Any]) -> None:
-    """Pool the folds, write predictions and report, and last `metrics.json`, which marks the run as finished."""
+    """Pool the folds, write predictions, report and cards, and last `metrics.json`, which marks the run as finished."""
     predictions = pool(folds)
     if folds[0].run.path != run.path:
         predictions.write(run.predictions_file("test"))
     evaluation = evaluate_folds(folds, predictions)
     rows = folds[0].rows if len(folds) == 1 else pooled_rows(folds, evaluation["summary"])
     write_report(run, folds, predictions, evaluation, rows, facts)
+    pooled = facts.get("folds") or ()
+    for fold in folds:
+        write_card(fold, rows, evaluation, pooled_folds=pooled if len(pooled) > 1 else ())
     figures = sorted(str(path) for path in (run.path / "figures").glob("*.png"))
     run.write_metrics(
         {"schema": SCHEMA, "run": {**facts, "figures": figures}, "models": rows, "evaluation": evaluation}

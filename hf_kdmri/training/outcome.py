@@ -1,4 +1,4 @@
-"""What a finished run leaves: one row per model, figures, a model card."""
+"""What a finished run leaves: one row per model, figures, the facts of the run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from hf_kdmri.data.pictures import to_8_bit
-from hf_kdmri.distillation import LossOptions
 from hf_kdmri.evaluation import (
     ClassificationReport,
     count_flops,
@@ -25,9 +24,8 @@ from hf_kdmri.evaluation import (
     plot_prediction_grid,
     plot_training_curves,
 )
-from hf_kdmri.hub import OwnDataFacts, StudentCardFacts, write_student_card
 from hf_kdmri.models import TimmClassifier
-from hf_kdmri.training.inputs import RunData, describe, is_8_bit
+from hf_kdmri.training.inputs import RunData, describe
 from hf_kdmri.training.options import RunOptions
 from hf_kdmri.training.run_folder import RunFolder
 
@@ -35,10 +33,6 @@ MODEL_NAMES = {"teacher": "Teacher", "baseline": "Student alone", "student": "Di
 _VERSIONED = ("torch", "transformers", "timm", "datasets", "accelerate")
 _GRID_IMAGES = 20
 _GRID_PIXELS = 512
-_REENCODED = (
-    "The slices of this run were 8-bit re-encodings of the published 16-bit files, with masks drawn from the published "
-    "borders; retrain on the published files before you compare with results on them."
-)
 
 
 def model_row(
@@ -110,72 +104,6 @@ def write_figures(
     )
     comparison = plot_comparison(rows, folder / "comparison", subtitle=f"{split}, test")
     return [str(paths[0]) for paths in (curves, grid, comparison)]
-
-
-def write_card(run: RunFolder, options: RunOptions, rows: Sequence[Mapping[str, Any]], data: RunData) -> None:
-    """Write the student's model card from the run's own numbers."""
-    training = options.training
-    facts = StudentCardFacts(
-        model_name=f"kdmri-{options.model.student_architecture}",
-        results=rows,
-        teacher=next((row["architecture"] for row in rows if row["model"] == MODEL_NAMES["teacher"]), "none"),
-        losses=_losses(training.loss_options()),
-        split=data.split,
-        fold=data.fold,
-        seed=training.seed,
-        training_command=run_command(public=True),
-        versions=versions(),
-        machine=machine(),
-        phantom=options.data.phantom_slices is not None,
-        data_note=_REENCODED if data.own is None and is_8_bit(data.splits) else "",
-        own_data=_own_data_facts(data),
-        repo_id=training.hub_model_id,
-    )
-    write_student_card(run.model_folder("student"), facts)
-
-
-def _losses(options: LossOptions) -> dict[str, str]:
-    """What the card says of the loss; the parts that are off by default stand there only if they are on."""
-    smoothing = f", labels smoothed by {options.label_smoothing_factor}" if options.label_smoothing_factor else ""
-    logit = {"kd": "Hinton distillation", "dkd": "decoupled distillation (DKD)", "dist": "DIST"}[options.logit_loss]
-    standardised = ", logits standardised" if options.standardize_logits else ""
-    kernel = "" if options.geometry_difference == "squared" else f", compared by {options.geometry_difference}"
-    lesions = ", positions weighted by the tumour mask" if options.lesion_weighting else ""
-    losses = {
-        "cross-entropy": f"weight 1{smoothing}",
-        logit: f"weight {options.logit_weight}, temperature {options.temperature}{standardised}",
-        "fused spatial similarity": f"weight {options.geometry_weight}, grid {options.geometry_grid}{kernel}{lesions}",
-    }
-    others = {
-        f"geometry between images ({options.sample_loss})": options.sample_weight,
-        "exit behind the top-down fusion": options.exit_weight,
-        f"features ({options.feature_loss})": options.feature_weight,
-    }
-    losses |= {name: f"weight {weight}" for name, weight in others.items() if weight > 0}
-    if options.shuffle_teacher:
-        losses["control"] = "each image was taught with another one's teacher outputs"
-    return losses
-
-
-def _own_data_facts(data: RunData) -> OwnDataFacts | None:
-    own = data.own
-    if own is None:
-        return None
-    return OwnDataFacts(
-        name=own.name,
-        hub_id=own.hub_id,
-        counts={split: data.counts(split) for split in data.splits},
-        group_column=own.group_column,
-        groups={name: len(set(split["patient_group"][:])) for name, split in data.splits.items()}
-        if data.has_groups
-        else None,
-        one_class_per_group=own.one_class_per_group,
-        drawn=own.drawn,
-        grey=own.grey,
-        wide_images=own.wide_images,
-        # The first warning of a set without groups is the leak's, which the card's section on the split tells.
-        warnings=[*own.warnings[own.group_column is None :], *own.notes],
-    )
 
 
 def run_facts(run: RunFolder, options: RunOptions, data: RunData) -> dict[str, Any]:

@@ -15,17 +15,17 @@ from hf_kdmri.evaluation.figures.confusion import plot_confusion_matrices
 from hf_kdmri.evaluation.figures.convergence import plot_convergence
 from hf_kdmri.evaluation.pooling import draw_saliency_rates
 from hf_kdmri.evaluation.report_page import Block, KeyNumber, Page, Section, code, figure, render_page, table, text
-from hf_kdmri.evaluation.statistics.bootstrap import MIN_GROUPS
-from hf_kdmri.evaluation.statistics.predictions import Predictions
-from hf_kdmri.evaluation.statistics.summary_tables import TITLES, summary_tables
-from hf_kdmri.training.reporting import FinishedFold, calibrated, config_of
-from hf_kdmri.training.run_folder import RunFolder
-from hf_kdmri.training.run_tables import (
+from hf_kdmri.evaluation.run_tables import (
     calibration_table,
     convergence_table,
     cost_table,
     saliency_table,
 )
+from hf_kdmri.evaluation.statistics.bootstrap import MIN_GROUPS
+from hf_kdmri.evaluation.statistics.predictions import Predictions
+from hf_kdmri.evaluation.statistics.summary_tables import TITLES, summary_tables
+from hf_kdmri.training.reporting import FinishedFold, calibrated, config_of
+from hf_kdmri.training.run_folder import RunFolder
 from hf_kdmri.whole_files import write_whole
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from hf_kdmri.distillation import LossOptions
-from hf_kdmri.training.outcome import _losses
+from hf_kdmri.hub.card_text import citations
+from hf_kdmri.training.student_card import losses_text, methods_cited
 
 
 def test_parts_that_are_off_by_default_are_named_only_if_they_are_on():
-    assert list(_losses(LossOptions())) == ["cross-entropy", "Hinton distillation", "fused spatial similarity"]
-    told = _losses(
+    assert list(losses_text(LossOptions())) == ["cross-entropy", "Hinton distillation", "fused spatial similarity"]
+    told = losses_text(
         LossOptions(
             logit_loss="dist",
             lesion_weighting=True,
@@ -27,3 +28,12 @@ def test_parts_that_are_off_by_default_are_named_only_if_they_are_on():
     assert told["exit behind the top-down fusion"] == "weight 0.25"
     assert told["features (review)"] == "weight 2.0"
     assert "another one" in told["control"]
+
+
+def test_only_what_was_used_is_cited():
+    plain = methods_cited(LossOptions(geometry_weight=0.0))
+    assert "hinton2015distilling" in plain and "liu2019structured" not in plain
+    cited = methods_cited(LossOptions(logit_loss="dkd", sample_weight=1.0, exit_weight=1.0))
+    assert {"zhao2022decoupled", "liu2019structured", "park2019relational", "hao2023one"} < set(cited)
+    assert "hinton2015distilling" not in cited
+    assert citations(cited).count("@") == len(cited)

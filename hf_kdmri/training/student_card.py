@@ -1,0 +1,173 @@
+"""The student's model card, from what a run keeps in `metrics.json`: it can be written again at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from hf_kdmri.distillation import LossOptions
+from hf_kdmri.hub import OwnDataFacts, StudentCardFacts, write_student_card
+from hf_kdmri.training.inputs import RunData, is_8_bit
+from hf_kdmri.training.options import RunOptions
+from hf_kdmri.training.outcome import run_command
+from hf_kdmri.training.reporting import FinishedFold
+
+_REENCODED = (
+    "The slices of this run were 8-bit re-encodings of the published 16-bit files, with masks drawn from the published "
+    "borders; retrain on the published files before you compare with results on them."
+)
+_LOGIT_PAPERS = {"kd": "hinton2015distilling", "dkd": "zhao2022decoupled", "dist": "huang2022stronger"}
+_SAMPLE_PAPERS = {
+    "rkd": "park2019relational",
+    "similarity_preserving": "tung2019similarity",
+    "cka": "kornblith2019similarity",
+    "gromov_wasserstein": "peyre2016gromov",
+}
+_FEATURE_PAPERS = {
+    "hint": "romero2015fitnets",
+    "attention_transfer": "zagoruyko2017paying",
+    "review": "chen2021review",
+    "ofa": "hao2023one",
+    "partial_cross_attention": "liu2022cross",
+    "groupwise_linear": "liu2022cross",
+}
+
+
+def card_facts(options: RunOptions, data: RunData) -> dict[str, Any]:
+    """What only the card needs, ready for JSON; `metrics.json` keeps it under `run.card`.
+
+    Args:
+        options: of the run.
+        data: of the run.
+    """
+    training = options.training
+    own = _own_data_facts(data)
+    return {
+        "model_name": f"kdmri-{options.model.student_architecture}",
+        "command": run_command(public=True),
+        "losses": losses_text(training.loss_options()),
+        "cited": methods_cited(training.loss_options()),
+        "data_note": _REENCODED if own is None and is_8_bit(data.splits) else "",
+        "own_data": None if own is None else asdict(own),
+        "repo_id": training.hub_model_id,
+        "base_model": _hub_name(options.model.teacher),
+    }
+
+
+def write_card(
+    fold: FinishedFold,
+    rows: Mapping[str, Mapping[str, Any]],
+    evaluation: Mapping[str, Any],
+    *,
+    pooled_folds: Sequence[int] = (),
+) -> Path | None:
+    """Write the model card of one fold's student.
+
+    Args:
+        fold: whose student it is.
+        rows: one per model, of all folds together where they are pooled.
+        evaluation: as `evaluate_folds` gives it.
+        pooled_folds: what rows and evaluation are pooled over; empty for a run of one fold.
+
+    Returns:
+        The card; None where the run is from before its facts were kept, whose card stays as it is.
+    """
+    facts, kept = fold.facts, fold.facts.get("card")
+    if kept is None:
+        return None
+    return write_student_card(
+        fold.run.model_folder("student"),
+        StudentCardFacts(
+            model_name=kept["model_name"],
+            results=list(rows.values()),
+            teacher=rows["teacher"]["architecture"] if "teacher" in rows else "none",
+            losses=kept["losses"],
+            split=facts["split"],
+            fold=facts["fold"],
+            seed=facts["seed"],
+            training_command=kept["command"],
+            versions=facts["versions"],
+            machine=facts["machine"],
+            phantom=facts["phantom"],
+            data_note=kept["data_note"],
+            own_data=None if kept["own_data"] is None else OwnDataFacts(**kept["own_data"]),
+            repo_id=kept["repo_id"],
+            evaluation=evaluation,
+            pooled_folds=pooled_folds,
+            base_model=kept["base_model"],
+            cited=kept["cited"],
+        ),
+    )
+
+
+def losses_text(options: LossOptions) -> dict[str, str]:
+    """Each term of the loss with its settings; parts that are off by default are named only if they are on."""
+    smoothing = f", labels smoothed by {options.label_smoothing_factor}" if options.label_smoothing_factor else ""
+    logit = {"kd": "Hinton distillation", "dkd": "decoupled distillation (DKD)", "dist": "DIST"}[options.logit_loss]
+    standardised = ", logits standardised" if options.standardize_logits else ""
+    kernel = "" if options.geometry_difference == "squared" else f", compared by {options.geometry_difference}"
+    lesions = ", positions weighted by the tumour mask" if options.lesion_weighting else ""
+    losses = {
+        "cross-entropy": f"weight 1{smoothing}",
+        logit: f"weight {options.logit_weight}, temperature {options.temperature}{standardised}",
+        "fused spatial similarity": f"weight {options.geometry_weight}, grid {options.geometry_grid}{kernel}{lesions}",
+    }
+    others = {
+        f"geometry between images ({options.sample_loss})": options.sample_weight,
+        "exit behind the top-down fusion": options.exit_weight,
+        f"features ({options.feature_loss})": options.feature_weight,
+    }
+    losses |= {name: f"weight {weight}" for name, weight in others.items() if weight > 0}
+    if options.shuffle_teacher:
+        losses["control"] = "each image was taught with another one's teacher outputs"
+    return losses
+
+
+def methods_cited(options: LossOptions) -> list[str]:
+    """Entries of `model_cards/citations.bib` for the losses that are on, and for what every run measures with."""
+    papers = {
+        "logit": [_LOGIT_PAPERS[options.logit_loss], *(["sun2024logit"] if options.standardize_logits else [])],
+        "geometry": ["liu2019structured"],
+        "sample": [_SAMPLE_PAPERS[options.sample_loss]],
+        "exit": ["chen2021review", "hao2023one"],
+        "feature": [_FEATURE_PAPERS[options.feature_loss]],
+    }
+    cited = [paper for term in options.terms for paper in papers[term]]
+    return list(dict.fromkeys([*cited, "guo2017calibration", "selvaraju2017gradcam", "wightman2019timm"]))
+
+
+def _hub_name(teacher: str | None) -> str | None:
+    """The teacher's name on the Hub, where it came from there."""
+    if teacher is None or Path(teacher).exists():
+        return None
+    try:
+        validate_repo_id(teacher)
+    except HFValidationError:
+        return None
+    return teacher
+
+
+def _own_data_facts(data: RunData) -> OwnDataFacts | None:
+    own = data.own
+    if own is None:
+        return None
+    return OwnDataFacts(
+        name=own.name,
+        hub_id=own.hub_id,
+        counts={split: dict(data.counts(split)) for split in data.splits},
+        group_column=own.group_column,
+        groups={name: len(set(split["patient_group"][:])) for name, split in data.splits.items()}
+        if data.has_groups
+        else None,
+        one_class_per_group=own.one_class_per_group,
+        drawn=list(own.drawn),
+        grey=own.grey,
+        wide_images=own.wide_images,
+        # The first warning of a set without groups is the leak's, which the card's section on the split tells.
+        warnings=[*own.warnings[own.group_column is None :], *own.notes],
+    )
