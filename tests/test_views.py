@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from hf_kdmri.data.augmentation import RandomViews
+from hf_kdmri.data.appearance import RandomAppearance
+from hf_kdmri.data.augmentation import VIEW_STYLES, RandomViews
 from hf_kdmri.data.views import ViewDataset, collate_views, prepare_views, resize_to_square
 from tests.tiny import tiny_views
 
@@ -59,6 +60,9 @@ def test_batches_are_the_single_views_stacked():
 def test_labels_must_fit():
     with pytest.raises(ValueError, match="4 views, but 3 labels"):
         ViewDataset([np.zeros((4, 1, 8, 8), np.uint8)], np.zeros(3, np.int64), 8)
+
+
+NOTHING = dict(tone=0, shading=0, sharpness=0, coarse=0, noise=0, marks=0, jpeg=0)
 
 
 class TestRandomViews:
@@ -119,3 +123,44 @@ class TestRandomViews:
             return inside.diff(dim=-1).abs().mean().item()
 
         assert roughness(moved(smooth, torch.arange(64), seed=0, epoch=0)) > 0.9 * roughness(smooth)
+
+
+class TestRobustViews:
+    index = torch.arange(12) + 7
+
+    def test_a_view_depends_on_seed_epoch_and_index_alone(self):
+        views = torch.randint(0, 256, (12, 1, 48, 48), dtype=torch.uint8)
+        draw = VIEW_STYLES["robust"]
+        whole = draw(views, self.index, seed=1, epoch=2)
+        assert torch.equal(whole[3:5], draw(views[3:5], self.index[3:5], seed=1, epoch=2))
+        assert torch.equal(whole, draw(views.flip(0), self.index.flip(0), seed=1, epoch=2).flip(0))
+        assert not torch.equal(whole, draw(views, self.index, seed=1, epoch=3))
+
+    def test_plain_views_are_the_same_with_and_without_the_new_options(self):
+        views = torch.randint(0, 256, (12, 1, 48, 48), dtype=torch.uint8)
+        same = RandomViews(aspect=0.0, appearance=RandomAppearance(**NOTHING))
+        plain = RandomViews()(views, self.index, seed=0, epoch=0)
+        assert torch.equal(same(views, self.index, seed=0, epoch=0), plain)
+
+    @pytest.mark.parametrize("change", ["tone", "shading", "sharpness", "coarse", "noise", "marks", "jpeg"])
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_each_change_changes_and_keeps_the_range(self, change, channels):
+        smooth = torch.nn.functional.interpolate(torch.rand(12, channels, 6, 6), size=96, mode="bilinear")
+        views = ((0.8 * smooth + 0.2 * torch.rand(12, channels, 96, 96)) * 255).to(torch.uint8)
+        out = RandomAppearance(**{**NOTHING, change: 1.0})(views, self.index, seed=0, epoch=0)
+        assert out.shape == views.shape and out.dtype == torch.uint8
+        # a mark that would fall on the middle is not drawn
+        assert sum(not torch.equal(after, before) for after, before in zip(out, views, strict=True)) > 8
+        # the picture is still there
+        pairs = zip(out.float().flatten(1), views.float().flatten(1), strict=True)
+        assert min(torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs) > 0.6
+
+    def test_a_tone_curve_never_reorders_greys(self):
+        ramp = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(12, 1, 16, 16)
+        out = RandomAppearance(**{**NOTHING, "tone": 1.0})(ramp, self.index, seed=0, epoch=0).flatten(1).int()
+        assert (out.diff(dim=1) >= 0).all()
+
+    def test_rician_noise_brightens_the_background(self):
+        black = torch.zeros(12, 1, 48, 48, dtype=torch.uint8)
+        out = RandomAppearance(**{**NOTHING, "noise": 1.0})(black, self.index, seed=0, epoch=0)
+        assert out.float().mean() > 1

@@ -10,6 +10,8 @@ from kornia.enhance import adjust_gamma
 from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 from torch import Tensor
 
+from hf_kdmri.data.appearance import RandomAppearance
+
 
 @dataclass(frozen=True)
 class RandomViews:
@@ -30,6 +32,8 @@ class RandomViews:
         flip: probability of a left-right flip.
         contrast: smallest and largest factor around the image's mean.
         gamma: largest exponent; the smallest is its inverse.
+        aspect: largest change of height against width, a share.
+        appearance: what is done to the picture's tones and texture afterwards; None for nothing.
     """
 
     moved: float = 0.7
@@ -39,6 +43,8 @@ class RandomViews:
     flip: float = 0.5
     contrast: tuple[float, float] = (0.7, 1.3)
     gamma: float = 1.5
+    aspect: float = 0.0
+    appearance: RandomAppearance | None = None
 
     def __call__(self, views: Tensor, index: Tensor, *, seed: int, epoch: int) -> Tensor:
         """Draw and apply one view per image: `with_masks` for images that have none."""
@@ -59,7 +65,7 @@ class RandomViews:
         Returns:
             The views and the masks, uint8 on the same device, in the shapes given.
         """
-        draws = np.stack([np.random.default_rng((seed, epoch, row)).random(8) for row in index.tolist()])
+        draws = np.stack([np.random.default_rng((seed, epoch, row)).random(9) for row in index.tolist()])
         draw = torch.from_numpy(draws).to(views.device, torch.float32, non_blocking=True).unbind(1)
         images = views.float() / 255
         height, width = images.shape[-2:]
@@ -73,15 +79,26 @@ class RandomViews:
             low, high = self.contrast
             images = (mean + (low + (high - low) * draw[5].view(-1, 1, 1, 1)) * (images - mean)).clamp(0, 1)
             images = adjust_gamma(images, self.gamma ** (2 * draw[6] - 1))
-        return (images * 255).round().clamp(0, 255).to(torch.uint8), masks
+        out = (images * 255).round().clamp(0, 255).to(torch.uint8)
+        if self.appearance is not None:
+            out = self.appearance(out, index, seed=seed, epoch=epoch)
+        return out, masks
 
     def _affine(self, draw: tuple[Tensor, ...], images: Tensor) -> Tensor:
         batch, _, height, width = images.shape
         moved = (draw[7] < self.moved).float()
         zoom = 1 + moved * (self.scale[0] + (self.scale[1] - self.scale[0]) * draw[0] - 1)
+        wider = 1 + moved * self.aspect * (2 * draw[8] - 1)
         mirror = torch.where(draw[1] < self.flip, -1.0, 1.0)
         shift = torch.stack([(2 * draw[2] - 1) * width, (2 * draw[3] - 1) * height], 1) * self.translation
         shift = shift * moved[:, None]
         angle = moved * (2 * draw[4] - 1) * self.rotation
         centre = images.new_tensor([(width - 1) / 2, (height - 1) / 2]).expand(batch, 2)
-        return get_affine_matrix2d(shift, centre, torch.stack([zoom * mirror, zoom], 1), angle)[:, :2]
+        return get_affine_matrix2d(shift, centre, torch.stack([zoom * mirror * wider, zoom / wider], 1), angle)[:, :2]
+
+
+VIEW_STYLES = {
+    "plain": RandomViews(),
+    # For pictures of other origin: tighter and wider crops, other shapes, and everything in `RandomAppearance`.
+    "robust": RandomViews(scale=(0.65, 1.4), aspect=0.12, appearance=RandomAppearance()),
+}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
+from hf_kdmri.data.augmentation import VIEW_STYLES
+
 
 class OptionError(ValueError):
     """An option that cannot be used, with the nearest one that can."""
@@ -79,6 +81,14 @@ class DataOptions:
         default=None, metadata={"help": "Processes that read and resize images."}
     )
     augment: bool = field(default=True, metadata={"help": "Train on a random view of each image, new in every epoch."})
+    view_style: str = field(
+        default="plain",
+        metadata={
+            "help": "What random views change: plain, geometry and contrast; robust, also tones, sharpness, noise, "
+            "marks and JPEG, for pictures of other origin.",
+            "choices": list(VIEW_STYLES),
+        },
+    )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete an earlier run in output_dir first."})
 
     def __post_init__(self) -> None:
@@ -92,6 +102,8 @@ class DataOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{name} is {value}; it must be at least 1, or absent for all slices")
+        if self.view_style not in VIEW_STYLES:
+            raise OptionError(f"view_style is {self.view_style}; choose one of {', '.join(VIEW_STYLES)}")
         if self.phantom_slices is not None and self.data_dir is not None:
             raise OptionError("phantom_slices and data_dir both say where the slices come from; give one of them")
         self._check_own_data()

@@ -12,7 +12,7 @@ from transformers import EvalPrediction, set_seed
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_kdmri.data.augmentation import RandomViews
+from hf_kdmri.data.augmentation import VIEW_STYLES
 from hf_kdmri.data.views import ViewDataset, collate_views
 from hf_kdmri.distillation import DistillationModel, teacher_column_order
 from hf_kdmri.models import StudentForImageClassification, TeacherForImageClassification, TimmClassifier
@@ -94,7 +94,7 @@ def train_stage(
     trainer = DistillationTrainer(
         model=DistillationModel(model, teacher),
         args=_stage_arguments(stage, options, run),
-        augmentation=RandomViews() if options.data.augment else None,
+        augmentation=VIEW_STYLES[options.data.view_style] if options.data.augment else None,
         train_dataset=views["train"],
         eval_dataset=views["validation"],
         data_collator=collate_views,
