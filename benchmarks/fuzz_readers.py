@@ -1,12 +1,14 @@
 #!/usr/bin/env python
-"""Damaged `.mat` and zip files through the readers: each must load as valid or be refused with the readers' own errors.
+"""Damaged files through the readers: each must load as valid or be refused with the readers' own errors.
 
     python benchmarks/fuzz_readers.py --count 6000 --json fuzz_readers.json
 
-Every file is read in a worker process. Another error than `SliceFileError` or `DataFolderError`, a crash, more than 2 s
-of processor time, more than 1 GiB of memory in use, and a request for more than 4 GiB by Python or numpy count as
-findings: the file is kept, its name holds kind, seed and number, and the script exits with 1. Address space that HDF5
-reserves and never touches does not count. `--only KIND:NUMBER` repeats one file.
+`.mat` and zip files go through the readers of the slices; PNG, JPEG, TIFF, DICOM and `.npy` through the one of
+`kdmri predict` and `kdmri serve`. Every file is read in a worker process. Another error than `SliceFileError`,
+`DataFolderError` or `PictureError`, a crash, more than 2 s of processor time, more than 1 GiB of memory in use, and a
+request for more than 4 GiB by Python or numpy count as findings: the file is kept, its name holds kind, seed and
+number, and the script exits with 1. Address space that HDF5 reserves and never touches does not count.
+`--only KIND:NUMBER` repeats one file.
 """
 
 from __future__ import annotations
@@ -22,23 +24,32 @@ import resource
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import datasets
 from mutations import mutated_mat, mutated_zip
+from picture_mutations import KINDS, mutated_picture
 from rich.console import Console
 from rich.table import Table
 
 from dataset_script.slice_index import labels_and_pids
 from hf_kdmri.data.archives import DataFolderError, find_slices, read_slices
 from hf_kdmri.data.mat_file import SliceFileError, read_label_and_pid, read_slice
+from hf_kdmri.data.picture_limits import PictureError
+from hf_kdmri.data.pictures import decode_picture
 from hf_kdmri.data.pixels import window_to_uint8
 
-MUTATORS: dict[str, Callable[[random.Random], bytes]] = {"mat": mutated_mat, "zip": mutated_zip}
+MUTATORS: dict[str, Callable[[random.Random], bytes]] = {
+    "mat": mutated_mat,
+    "zip": mutated_zip,
+    **{kind: partial(mutated_picture, kind) for kind in KINDS},
+}
 MAX_SECONDS = 2.0
 MAX_BYTES = 2**30
 MAX_ADDRESS_SPACE = 4 * 2**30  # more than before; a larger request fails at once
@@ -87,7 +98,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=5000, help="files of each kind (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the damage (default: %(default)s)")
-    parser.add_argument("--kinds", nargs="+", choices=MUTATORS, default=list(MUTATORS), help="default: both")
+    parser.add_argument("--kinds", nargs="+", choices=MUTATORS, default=list(MUTATORS), help="default: all")
     parser.add_argument("--num_proc", type=int, default=2, help="worker processes (default: %(default)s)")
     parser.add_argument("--only", metavar="KIND:NUMBER", help="one file, e.g. mat:17")
     parser.add_argument(
@@ -177,6 +188,7 @@ class Worker:
 def work(pipe: multiprocessing.connection.Connection, seed: int) -> None:
     """Read files until told to stop. Runs in the worker."""
     datasets.disable_progress_bars()
+    warnings.simplefilter("ignore")  # of Pillow and pydicom, on nearly every file
     with tempfile.TemporaryDirectory() as folder:
         for kind in MUTATORS:  # warm up: imports, tables
             judged(kind, mutated(kind, seed, 0), Path(folder))
@@ -200,10 +212,10 @@ def work(pipe: multiprocessing.connection.Connection, seed: int) -> None:
 def judged(kind: str, data: bytes, folder: Path) -> str:
     """Read one file in all the ways the builder does, and say how it went."""
     verdict = "valid"
-    for read in (read_mat, read_mat_index) if kind == "mat" else (read_zip, read_zip_index):
+    for read in {"mat": (read_mat, read_mat_index), "zip": (read_zip, read_zip_index)}.get(kind, (read_picture,)):
         try:
             read(data, folder)
-        except (SliceFileError, DataFolderError) as error:
+        except (SliceFileError, DataFolderError, PictureError) as error:
             verdict = "refused"
             if ran_out_of_memory(error):
                 return f"memory: {error}"
@@ -220,6 +232,11 @@ def read_mat(data: bytes, _: Path) -> None:
 def read_mat_index(data: bytes, _: Path) -> None:
     """What splitting needs."""
     read_label_and_pid(data, "7.mat")
+
+
+def read_picture(data: bytes, _: Path) -> None:
+    """As `kdmri predict` and `kdmri serve` read it."""
+    decode_picture(data, refuse_constant=True)
 
 
 def read_zip(data: bytes, folder: Path) -> None:
@@ -298,7 +315,8 @@ def summarise(outcomes: list[Outcome], arguments: argparse.Namespace) -> dict[st
         "seed": arguments.seed,
         "kinds": result,
         "cpus": os.cpu_count(),
-        "versions": {name: version(name) for name in ("h5py", "numpy", "isal")} | {"python": sys.version.split()[0]},
+        "versions": {name: version(name) for name in ("h5py", "numpy", "isal", "pillow", "pydicom")}
+        | {"python": sys.version.split()[0]},
     }
 
 

@@ -152,6 +152,23 @@ def _damaged_zip(rng: random.Random) -> bytes:
 Samples = Callable[[], tuple[bytes, ...]]
 
 
+def damaged(valid: bytes, rng: random.Random, structures: re.Pattern[bytes], samples: Samples) -> bytes:
+    """A file of any format with some damage.
+
+    Args:
+        valid: The file.
+        rng: What decides.
+        structures: Finds the beginnings of the format's own records.
+        samples: Valid files, blocks of which are copied in.
+    """
+    data = bytearray(valid)
+    for _ in range(rng.choice([1, 1, 1, 2, 4, 16])):
+        rng.choice([_flip, _flip, _overwrite, _structure, _structure, _structure, _splice, _cut])(
+            data, rng, structures, samples
+        )
+    return bytes(data)
+
+
 def _flip(data: bytearray, rng: random.Random, structures: re.Pattern[bytes], _: Samples) -> None:
     """One bit, anywhere or in the metadata at the start."""
     if data:

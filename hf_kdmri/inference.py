@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from hf_kdmri.data.pictures import PictureError, decode_picture, is_wide, stored_mode
+from hf_kdmri.data.picture_limits import PictureError
+from hf_kdmri.data.pictures import decode_picture
 from hf_kdmri.whole_files import write_whole
 
 TEMPERATURE_KEY = "calibration_temperature"  # in config.json; see `hf_kdmri.models.KDConfig`
@@ -46,10 +48,12 @@ def read_image(path: str | Path) -> Image.Image:
         encoded = Path(path).read_bytes()
     except OSError as error:
         raise PictureError(f"cannot be opened ({error.strerror})") from error
-    picture = decode_picture(encoded)
-    if is_wide(stored_mode(encoded)) and picture.getextrema() == (0, 0):
-        raise PictureError("is constant between its percentiles 0.1 and 99.9, so there is nothing to classify")
-    return picture.convert("RGB")
+    return decode_image(encoded)
+
+
+def decode_image(encoded: bytes) -> Image.Image:
+    """Do for the bytes of a file what `read_image` does for its path."""
+    return decode_picture(encoded, refuse_constant=True).convert("RGB")
 
 
 class ImageClassifier:
@@ -80,14 +84,21 @@ class ImageClassifier:
         # Left as None, the logits are not touched: not even a division by 1.
         self.temperature = _stored_temperature(self.model.config, model) if calibrated else None
 
+    def prepare(self, images: list[Image.Image]) -> Tensor:
+        """Resize and normalise a batch as the model's own preprocessing says: (B, 3, H, W), on the CPU."""
+        return self.processor(images, return_tensors="pt")["pixel_values"]
+
     @torch.inference_mode()
-    def probabilities(self, images: list[Image.Image]) -> NDArray[np.float32]:
-        """Classify a batch: (B, C), each row sums to 1."""
-        pixel_values = self.processor(images, return_tensors="pt")["pixel_values"].to(self.model.device)
-        logits = self.model(pixel_values=pixel_values).logits.float()
+    def logits(self, pixel_values: Tensor) -> Tensor:
+        """Logits (B, C) of a prepared batch, in float32 on the CPU, divided by the temperature if there is one."""
+        logits = self.model(pixel_values=pixel_values.to(self.model.device)).logits.float()
         if self.temperature is not None:
             logits = logits / self.temperature
-        return logits.softmax(dim=-1).cpu().numpy()
+        return logits.cpu()
+
+    def probabilities(self, images: list[Image.Image]) -> NDArray[np.float32]:
+        """Classify a batch: (B, C), each row sums to 1."""
+        return self.logits(self.prepare(images)).softmax(dim=-1).numpy()
 
     def classify_files(self, paths: Iterable[Path], batch_size: int = 16) -> Iterator[Outcome]:
         """Classify files in constant memory and in order; a file that cannot be read is reported, and work goes on.
