@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from hf_kdmri.cli import evaluate, export, predict, push, runs
+from hf_kdmri.cli import evaluate, export, predict, push, runs, serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +23,7 @@ for command, example in (
     (runs.report, runs.REPORT_EXAMPLE),
     (runs.compare, runs.COMPARE_EXAMPLE),
     (export.export, export.EXAMPLE),
+    (serve.serve, serve.EXAMPLE),
     (push.push, push.EXAMPLE),
 ):
     app.command(epilog=f"Example: {example}")(command)
