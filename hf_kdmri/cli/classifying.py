@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +27,9 @@ def load_classifier(model: str, device: str, calibrated: bool = False) -> ImageC
     """Load a model, or say in one line why it cannot be and leave."""
     from hf_kdmri.inference import ImageClassifier
 
+    # What Pillow and pydicom warn of in damaged files may quote them, a patient's name included.
+    warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\b")
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
     if (Path(model) / "student" / "config.json").is_file() and not (Path(model) / "config.json").is_file():
         stop(f"{model} is the folder of a run; its student is {Path(model) / 'student'}", USAGE)
     try:

@@ -37,7 +37,6 @@ def serve(
     """
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         stop(f"{' and '.join(missing)} missing; install with pip install 'hf_kdmri[serve]'")
-    from hf_kdmri.serving.app import Service, create_app
     from hf_kdmri.serving.server import CannotListen, make_server, reserve
     from hf_kdmri.serving.settings import ServeSettings
 
@@ -50,6 +49,8 @@ def serve(
     except CannotListen as error:
         stop(error)
     with reserved:
+        from hf_kdmri.serving.app import Service, create_app  # takes seconds, which a port in use should not
+
         service = Service(load_classifier(model, device, calibrated), model, settings)
         logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)  # on standard error
         logging.getLogger("hf_kdmri.serving").setLevel(logging.INFO)
