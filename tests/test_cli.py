@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
+from picture_mutations import dicom_bytes
 from PIL import Image
 from transformers import pipeline
 from typer.testing import CliRunner
@@ -180,21 +183,21 @@ def test_evaluate_leaves_broken_files_out_and_says_so(model, scans, tmp_path) ->
         (["file,class", "a.png,glioma"], "lacks the column label; it has file, class"),
         (["file,label"], "header but no rows"),
         (["file;label;label", "a.png;glioma;glioma"], "has the column label 2 times"),
-        (["file,label", "c, d.jpg,glioma"], "line 2 has 3 fields and the header 2; put quotes around"),
-        (["file,label", "A.png,glioma"], "no file 'A.png' in"),
-        (["file,label", "b.PNG,glioma"], "line 2: there is no file 'b.PNG'"),
-        (["file,label", "a.pgn,glioma"], "(the nearest is a.png)"),
-        (["file,label", ",glioma"], "there is no file ''"),
+        (["file,label", "c, d.jpg,glioma"], "line 2: 3 fields, and the header has 2; put quotes around"),
+        (["file,label", ",glioma"], "line 2: the file's name is empty"),
         (["file,label", "a.png, "], "line 2: the label is empty"),
         (["file,label", "a.png,gliom"], "--label-map 'gliom=glioma'"),
         (["file,label", "a.png,glioma", "./a.png,glioma"], "line 3: './a.png' is listed twice (first in line 2)"),
         ([""], "is empty; expected a header"),
         (["file,label", "a.png,1"], "line 2: unknown label '1'; the model knows meningioma, glioma, pituitary"),
-        (["file,label", "z.png,glioma"], "line 2: there is no file 'z.png'"),
-        (["file,label", "../labels.csv,glioma"], "there is no file '../labels.csv'"),
+        (["file,label", "../labels.csv,glioma"], "'../labels.csv' lies outside --images"),
+        (["file,label", "/etc/passwd,glioma"], "'/etc/passwd' lies outside --images"),
         (["file,label", "a.png,glioma", "a.png,glioma"], "line 3: 'a.png' is listed twice"),
         (["file,label,patient", "a.png,glioma,"], "the patient is empty"),
-        (["file,label,patient", "a.png,glioma,p", "deep/b.PNG,pituitary,p"], "patient 'p' has two labels"),
+        (
+            ["file,label,patient", "a.png,glioma,p", "deep/b.PNG,pituitary,p"],
+            "line 3: patient 'p' has two labels, glioma (line 2) and pituitary; if that is so, score without patients",
+        ),
     ],
 )
 def test_bad_label_files_are_refused_by_line(rows, message, model, scans, tmp_path) -> None:
@@ -243,14 +246,14 @@ def test_label_files_of_every_dialect(encoding, delimiter, lead, scans, tmp_path
         ["a.png", "Glioma", "61", "p1"],
         ["deep\\b.PNG", "PITUITARY", "", "p2"],
     ]
-    rows += [["'c, d.jpg'".replace("'", '"'), " meningioma", "", "p2"], ["", "", "", ""]]
+    rows += [["'c, d.jpg'".replace("'", '"'), " meningioma", "", "p3"], ["", "", "", ""]]
     text = lead + "\r\n".join(delimiter.join(row) for row in rows)
     (tmp_path / "labels.csv").write_bytes(text.encode(encoding))
     table = read_label_file(tmp_path / "labels.csv", scans, LABELS)
     assert [(row.path.name, row.label, row.patient) for row in table.rows] == [
         ("a.png", 1, "p1"),
         ("b.PNG", 2, "p2"),
-        ("c, d.jpg", 0, "p2"),
+        ("c, d.jpg", 0, "p3"),
     ]
 
 
@@ -265,7 +268,7 @@ def test_label_map_renames_and_skips_and_the_share_is_told(model, scans, tmp_pat
     for expected in (
         "line 2: unknown label 'Meningioma_Tumor'",
         "the nearest is meningioma",
-        "Unknown as well: 'notumor' (2 rows)",
+        "line 3: unknown label 'notumor' (2 rows)",
     ):
         assert expected in refused.stderr
     arguments += ["--label-map", "notumor=", "--label-map", "meningioma_tumor=Meningioma", "--label-map", "other="]
@@ -277,6 +280,7 @@ def test_label_map_renames_and_skips_and_the_share_is_told(model, scans, tmp_pat
         "listed": 3,
         "scored": 1,
         "skipped_labels": {"notumor": 2},
+        "missing": 0,
         "unreadable": 0,
         "copies": 0,
     }
@@ -389,7 +393,125 @@ def test_push_dry_run_lists_the_students_files(model) -> None:
     assert "config.json and model.safetensors missing" in run("push", model.parent.parent, "--to", "j/x").stderr
 
 
-@pytest.mark.parametrize("command", ["predict", "evaluate", "export", "push"])
+def test_all_faults_of_a_label_file_are_told_at_once(model, scans, tmp_path) -> None:
+    rows = ["file,label,patient", "a.png,glioma,p", "a.png,glioma,p", "deep/b.PNG,pituitary,p", '"c, d.jpg",gliom,q']
+    rows += ["../x.png,glioma,q", "x.png,,q", "y.png,glioma", *(f"a{n}.png,kind{n},q" for n in range(6))]
+    result = run("evaluate", model, "--images", scans, "--labels", write_labels(tmp_path / "l.csv", *rows))
+    assert result.exit_code == 2
+    first, *told = result.stderr.splitlines()
+    assert first.endswith("l.csv has 12 faults:")
+    expected = [
+        "3: 'a.png' is listed twice",
+        "4: patient 'p' has two",
+        "5: unknown label 'gliom'",
+        "6: '../x.png' lies",
+    ]
+    expected += ["7: the label is empty", "8: 2 fields", *(f"{line}: unknown label 'kind" for line in range(9, 13))]
+    assert len(told) == 11 and told[-1] == "  and 2 more"
+    for line, beginning in zip(told, expected, strict=False):
+        assert line.startswith(f"  line {beginning}")
+
+
+def test_missing_files_are_listed_like_unreadable_ones(model, scans, tmp_path) -> None:
+    (scans / "broken.png").write_bytes(b"nothing")
+    rows = ["file,label", "a.png,glioma", "a.pgn,glioma", "deep/q.PNG,glioma", "broken.png,glioma", "z.png,other"]
+    labels = write_labels(tmp_path / "labels.csv", *rows)
+    arguments = ["evaluate", model, "--images", scans, "--labels", labels, "--label-map", "other="]
+    result = run(*arguments)
+    assert result.exit_code == 1
+    skipped = "1 labelled 'other' (label map), 2 missing, 1 unreadable"
+    assert f"1 of 5 files scored; 80.0% skipped: {skipped}" in result.stdout
+    assert "3 of 5 files could not be classified" in result.stderr
+    assert "a.pgn: is missing (the nearest is a.png)" in result.stderr
+    assert "deep/q.PNG: is missing" in result.stderr and "broken.png: cannot be read" in result.stderr
+    none = run("evaluate", model, "--images", scans / "deep", "--labels", write_labels(labels, rows[0], rows[1]))
+    assert none.exit_code == 1 and none.stdout == ""
+    assert "nothing to score: 0 of 1 files scored; 100.0% skipped: 1 missing" in none.stderr
+
+
+def test_patients_can_be_left_out_and_links_followed(model, scans, tmp_path) -> None:
+    (scans / "link.png").symlink_to(tmp_path / "elsewhere.png")
+    shutil.copy(scans / "a.png", tmp_path / "elsewhere.png")
+    rows = ["file,label,patient", "link.png,glioma,p", f"{scans / 'deep' / 'b.PNG'},pituitary,p"]
+    labels = write_labels(tmp_path / "labels.csv", *rows)
+    out = tmp_path / "p.csv"
+    arguments = ["evaluate", model, "--images", scans, "--labels", labels, "--predictions", out, "--format", "json"]
+    assert run(*arguments).exit_code == 2
+    result = run(*arguments, "--patient-column", "")
+    assert result.exit_code == 0, result.output
+    assert "patients" not in json.loads(result.stdout)
+    assert pyarrow.csv.read_csv(out).column("file").to_pylist() == ["link.png", "deep/b.PNG"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes")
+def test_a_name_that_is_no_utf_8_does_not_stop_it(model, scans) -> None:
+    shutil.copy(scans / "a.png", os.fsencode(scans) + b"/\xff.png")
+    for form in ("csv", "table", "json"):
+        result = run("predict", scans, "-m", model, "--format", form)
+        assert result.exit_code == 0, result.output
+        assert (b"/\xff.png" if form != "json" else b"\\udcff.png") in result.stdout_bytes
+
+
+def test_dicom_and_arrays_are_predicted_and_evaluated(model, tmp_path) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    (folder / "a.dcm").write_bytes(dicom_bytes(slice_pixels(2, high=4000).astype(np.uint16)))
+    (folder / "IM0001").write_bytes(dicom_bytes(slice_pixels(2, high=4000).astype(np.uint16)))
+    np.save(folder / "c.npy", slice_pixels(2, high=4000))
+    result = run("predict", folder, "-m", model, "--format", "json")
+    assert result.exit_code == 0, result.output
+    answers = json.loads(result.stdout)
+    assert len(answers) == 3
+    for answer in answers[1:]:
+        assert answer["scores"] == pytest.approx(answers[0]["scores"], abs=2e-6)
+    labels = write_labels(tmp_path / "labels.csv", "file,label", "a.dcm,glioma", "c.npy,glioma")
+    result = run("evaluate", model, "--images", folder, "--labels", labels, "--format", "json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["n"] == 2
+
+
+def test_no_progress_bar_but_on_a_terminal(model, scans) -> None:
+    result = run("predict", scans, "-m", model)
+    assert result.exit_code == 0 and result.stderr == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ten_thousand_files_take_no_more_memory_than_a_thousand(model, scans, tmp_path) -> None:
+    many = tmp_path / "many"
+    for number in range(10_000):
+        folder = many / str(number // 500)
+        folder.mkdir(parents=True, exist_ok=True)
+        os.link(scans / "a.png", folder / f"{number}.png")
+    (many / "3" / "broken.png").write_bytes(b"nothing")
+    command = [sys.executable, "-m", "hf_kdmri.cli", "predict", str(many), "-m", str(model), "--format", "csv"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        memory = {}
+        for line, _ in enumerate(process.stdout):
+            if line in (1_000, 9_000):
+                memory[line] = int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1])
+        told = process.stderr.read()
+    assert process.returncode == 1 and line == 10_000
+    assert told.startswith("kdmri: 1 of 10001 files could not be classified") and "3/broken.png" in told
+    print("KiB after 1,000 and 9,000 files:", memory)
+    assert memory[9_000] - memory[1_000] < 30_000, memory
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_and_options(shell) -> None:
+    def complete(words: str) -> str:
+        environment = {"_KDMRI_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": words}
+        environment |= {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        environment["_TYPER_COMPLETE_FISH_ACTION"] = "get-args"
+        return CliRunner().invoke(app, [], prog_name="kdmri", env=environment).stdout
+
+    assert "predict" in complete("kdmri pre") and "evaluate" not in complete("kdmri pre")
+    assert "--max-body" in complete("kdmri serve --max")
+    script = CliRunner().invoke(app, [], prog_name="kdmri", env={"_KDMRI_COMPLETE": f"source_{shell}"}).stdout
+    assert "kdmri" in script and f"complete_{shell}" in script
+    assert "--install-completion" in run("--help").stdout and "--show-completion" in run("--help").stdout
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "export", "serve", "push", "report", "compare"])
 def test_every_command_has_an_example(command) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0

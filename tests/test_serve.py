@@ -28,15 +28,16 @@ from picture_mutations import KINDS, dicom_bytes, mutated_picture, npy_bytes, pi
 from PIL import Image
 from typer.testing import CliRunner
 
-from hf_kdmri import StudentForImageClassification
 from hf_kdmri.cli import app
 from hf_kdmri.inference import ImageClassifier
 from hf_kdmri.serving.app import Service, create_app
 from hf_kdmri.serving.server import CannotListen, make_server, reserve
 from hf_kdmri.serving.settings import ServeSettings
 from tests.conftest import LABELS
+from tests.tiny import sharp_student
 
 GREY, WIDE = slice_pixels().astype(np.uint8), slice_pixels(high=4000)
+BATCHED = 2e-5  # another batch size is another order of sums, and the tiny model's head is steep
 FILES = {
     "grey.png": picture_bytes(Image.fromarray(GREY), "PNG"),
     "colour.jpg": picture_bytes(Image.fromarray(GREY).convert("RGB"), "JPEG"),
@@ -53,10 +54,7 @@ def _client_may_ask_this_machine(monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("secret-place") / "student"
-    StudentForImageClassification.from_timm("test_resnet", labels=LABELS, image_size=64).save_pretrained(folder)
-    return folder
+    return sharp_student(tmp_path_factory.mktemp("secret-place") / "student")
 
 
 class Slow(ImageClassifier):
@@ -99,9 +97,13 @@ def predicted(model, tmp_path_factory) -> dict[str, dict[str, float]]:
     folder = tmp_path_factory.mktemp("scans")
     for name, encoded in FILES.items():
         (folder / name).write_bytes(encoded)
-    result = CliRunner().invoke(app, ["predict", str(folder), "--model", str(model), "--format", "json"])
+    result = CliRunner().invoke(
+        app, ["predict", str(folder), "--model", str(model), "--batch-size", "1", "--format", "json"]
+    )
     assert result.exit_code == 0, result.output
-    return {Path(row["file"]).name: row["scores"] for row in json.loads(result.stdout)}
+    told = {Path(row["file"]).name: row["scores"] for row in json.loads(result.stdout)}
+    assert np.ptp([rows[LABELS[0]] for rows in told.values()]) > 0.01, "the model tells nothing apart"
+    return told
 
 
 def scores(answer: list) -> dict[str, float]:
@@ -125,7 +127,6 @@ def test_the_hubs_client_gets_what_predict_prints(name, path, url, predicted, tm
         answer = client.image_classification(image)
         assert [row.score for row in answer] == sorted((row.score for row in answer), reverse=True)
         assert scores(answer) == pytest.approx(predicted[name], abs=2e-6)
-    assert len(np.unique([list(rows.values()) for rows in predicted.values()])) > 3, "the model tells nothing apart"
 
 
 def test_the_clients_parameters(url, model) -> None:
@@ -144,10 +145,10 @@ def test_several_images_in_one_request(url, predicted) -> None:
     answers = post(url, {"inputs": [as_text(data) for data in FILES.values()], "parameters": {"top_k": 3}}).json()
     uploaded = httpx2.post(url, files=[("images", (name, data)) for name, data in FILES.items()]).json()
     for name, answer, form_answer in zip(FILES, answers, uploaded, strict=True):
-        assert scores(answer) == pytest.approx(predicted[name], abs=2e-6)
-        assert scores(form_answer) == pytest.approx(predicted[name], abs=2e-6)
+        assert scores(answer) == pytest.approx(predicted[name], abs=BATCHED)
+        assert scores(form_answer) == pytest.approx(predicted[name], abs=BATCHED)
     one = {"inputs": [f"data:image/png;base64,{as_text(FILES['grey.png'])}"]}
-    assert [scores(answer) for answer in post(url, one).json()] == [pytest.approx(predicted["grey.png"], abs=2e-6)]
+    assert [scores(answer) for answer in post(url, one).json()] == [pytest.approx(predicted["grey.png"], abs=BATCHED)]
     form = httpx2.post(url, files={"file": FILES["grey.png"]}, data={"top_k": "1", "function_to_apply": "none"}).json()
     assert len(form) == 1 and form[0]["label"] == max(predicted["grey.png"], key=predicted["grey.png"].get)
 
@@ -298,7 +299,7 @@ def test_concurrent_requests_share_batches_and_keep_their_answers(model, predict
         names = list(FILES) * 4
         answers = list(threads.map(lambda name: httpx2.post(url, content=FILES[name], timeout=30).json(), names))
         for name, answer in zip(names, answers, strict=True):
-            assert scores(answer) == pytest.approx(predicted[name], abs=2e-6)
+            assert scores(answer) == pytest.approx(predicted[name], abs=BATCHED)
         assert 3 <= service.batcher.batches <= 12
 
 

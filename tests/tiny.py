@@ -37,6 +37,25 @@ def tiny_model(with_teacher: bool = True, seed: int = 0) -> DistillationModel:
     return DistillationModel(student, teacher if with_teacher else None)
 
 
+def sharp_student(folder: Path, architecture: str = "test_resnet", image_size: int = 64) -> Path:
+    """Save an untrained student whose answers differ clearly from picture to picture, and return the folder."""
+    import torch
+
+    torch.manual_seed(0)
+    student = StudentForImageClassification.from_timm(architecture, labels=LABELS, image_size=image_size)
+    y, x = torch.meshgrid(*[torch.linspace(-1, 1, image_size)] * 2, indexing="ij")
+    blob = 2 * (1 - x**2 / 0.6 - y**2 / 0.8).clamp(0, 1) - 1
+    pictures = torch.stack([blob, -blob, blob.roll(9, 0), blob * 0.5 - 0.5, y]).unsqueeze(1).expand(-1, 3, -1, -1)
+    head = student.timm_model.get_classifier()
+    with torch.no_grad():
+        logits = student.eval()(pictures).logits
+        scale, shift = 1.5 / logits.std(0), logits.mean(0)
+        head.bias.copy_((head.bias - shift) * scale)
+        head.weight.mul_(scale[:, None])
+    student.save_pretrained(folder)
+    return folder
+
+
 def tiny_trainer(output_dir: Path, model: DistillationModel | None = None, **options: Any) -> DistillationTrainer:
     """A trainer on 32 views, without augmentation unless asked for."""
     augmentation = options.pop("augmentation", None)

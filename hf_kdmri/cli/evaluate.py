@@ -43,7 +43,8 @@ def evaluate(
     file_column: Annotated[str, typer.Option(help="Name of the column of files.")] = "file",
     label_column: Annotated[str, typer.Option(help="Name of the column of labels.")] = "label",
     patient_column: Annotated[
-        str | None, typer.Option(help="Name of the column of patients.", show_default="patient, if there is one")
+        str | None,
+        typer.Option(help="Name of the column of patients; '' for none.", show_default="patient, if there is one"),
     ] = None,
     predictions: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write each image's probabilities here: .csv or .parquet.")
@@ -55,8 +56,9 @@ def evaluate(
 ) -> None:
     """Score a model on images of your own: accuracy, macro F1, recall per class, confusion matrix and more.
 
-    With a column patient, also over patients by mean probability, and with intervals over patients. Files that cannot
-    be read are listed, left out of the score and make the exit code 1. What share was skipped, and why, is printed.
+    With a column patient, also over patients by mean probability, and with intervals over patients. Files that are
+    missing or cannot be read are listed, left out of the score and make the exit code 1. What share was skipped, and
+    why, is printed.
     """
     from hf_kdmri.cli.evaluation_output import (
         check_prediction_file,
@@ -65,7 +67,9 @@ def evaluate(
         score_files,
         write_predictions,
     )
-    from hf_kdmri.cli.label_file import parse_label_map, read_label_file, same_content
+    from hf_kdmri.cli.label_file import read_label_file, same_content
+    from hf_kdmri.cli.label_map import parse_label_map
+    from hf_kdmri.inference import Outcome
 
     try:
         mapping = parse_label_map(label_map or [])
@@ -94,17 +98,19 @@ def evaluate(
     outcomes = list(with_progress(classifier.classify_files((row.path for row in rows), batch_size), len(rows)))
     pairs = list(zip(rows, outcomes, strict=True))
     scored = [(row, outcome.probabilities) for row, outcome in pairs if outcome.probabilities is not None]
-    failures = [outcome for outcome in outcomes if outcome.probabilities is None]
+    unreadable = [outcome for outcome in outcomes if outcome.probabilities is None]
+    failures = [*(Outcome(path, None, reason) for path, reason in table.missing.items()), *unreadable]
     files = {
-        "listed": len(rows) + sum(table.skipped.values()),
+        "listed": table.listed,
         "scored": len(scored),
         "skipped_labels": table.skipped,
-        "unreadable": len(failures),
+        "missing": len(table.missing),
+        "unreadable": len(unreadable),
         "copies": sum(len(group) - 1 for group in copies),
     }
     if not scored:
         typer.echo(f"kdmri: nothing to score: {describe_files(files)}", err=True)
-        list_failures(failures, len(rows))
+        list_failures(failures, table.listed)
     kept, probabilities = zip(*scored, strict=True)
     try:
         report = score_files(kept, probabilities, classifier.labels, files)
@@ -116,4 +122,4 @@ def evaluate(
         except OSError as error:
             stop(f"--predictions {predictions} cannot be written: {error.strerror or error}")
     typer.echo(format_report(report, classifier.labels, format.value))
-    list_failures(failures, len(rows))
+    list_failures(failures, table.listed)

@@ -121,15 +121,15 @@ def describe_files(files: Mapping[str, Any]) -> str:
     """Say in a line what share of the listed files was skipped, and why.
 
     Args:
-        files: `listed`, `scored`, `skipped_labels` (label to count), `unreadable` and `copies` (counts).
+        files: `listed`, `scored`, `skipped_labels` (label to count), `missing`, `unreadable` and `copies` (counts).
 
     Example:
-        >>> describe_files({"listed": 8, "scored": 5, "skipped_labels": {"notumor": 2}, "unreadable": 1, "copies": 0})
-        "5 of 8 files scored; 37.5% skipped: 2 labelled 'notumor' (label map), 1 unreadable"
+        >>> counts = {"listed": 8, "scored": 4, "missing": 1, "unreadable": 1, "copies": 0}
+        >>> describe_files(counts | {"skipped_labels": {"notumor": 2}})
+        "4 of 8 files scored; 50.0% skipped: 2 labelled 'notumor' (label map), 1 missing, 1 unreadable"
     """
     reasons = [f"{count} labelled {label!r} (label map)" for label, count in files["skipped_labels"].items()]
-    if files["unreadable"]:
-        reasons.append(f"{files['unreadable']} unreadable")
+    reasons += [f"{files[kind]} {kind}" for kind in ("missing", "unreadable") if files[kind]]
     share = 1 - files["scored"] / files["listed"]
     text = f"{files['scored']} of {files['listed']} files scored"
     text += f"; {share:.1%} skipped: {', '.join(reasons)}" if reasons else "; none skipped"

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import codecs
 import csv
-import difflib
 import io
+import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_kdmri.cli.label_map import checked_map, class_of, nearest, nearest_name, same_name, unused_names
 from hf_kdmri.whole_files import sha256_of
 
 _DELIMITERS = ",;\t"
+_MOST_FAULTS = 10  # listed at once
 
 
 @dataclass(frozen=True)
@@ -27,41 +29,17 @@ class LabelledFile:
 
 @dataclass(frozen=True)
 class LabelFile:
-    """What a CSV says: the files to score, and how many rows a label map skips, by label as written."""
+    """What a CSV says: the files to score, those that are not there, and what a label map skips."""
 
     rows: list[LabelledFile]
-    skipped: dict[str, int]
+    missing: dict[Path, str]  # path to reason, of files that are listed and not there; none of them is in rows
+    skipped: dict[str, int]  # rows that the label map skips, by label as written
     unused: list[str]  # names in the label map that no row has
 
-
-def parse_label_map(entries: Iterable[str]) -> dict[str, str | None]:
-    """Read `NAME=CLASS` (take NAME for CLASS) and `NAME=` (skip rows of NAME).
-
-    Args:
-        entries: One for each name.
-
-    Returns:
-        Name, in lower case, to class, or to None where its rows are skipped.
-
-    Raises:
-        ValueError: No equals sign, no name, or a name given twice with different meanings.
-
-    Example:
-        >>> parse_label_map(["Meningioma_Tumor=meningioma", "notumor="])
-        {'meningioma_tumor': 'meningioma', 'notumor': None}
-    """
-    mapping: dict[str, str | None] = {}
-    for entry in entries:
-        name, equals, target = (part.strip() for part in entry.rpartition("="))
-        if not equals or not name:
-            raise ValueError(f"label map {entry!r} is not NAME=CLASS, nor NAME= to skip rows of that label")
-        key = name.casefold()
-        if mapping.get(key, target or None) != (target or None):
-            raise ValueError(
-                f"the label map gives {name!r} two meanings: {mapping[key] or 'skip'} and {target or 'skip'}"
-            )
-        mapping[key] = target or None
-    return mapping
+    @property
+    def listed(self) -> int:
+        """Rows of the CSV."""
+        return len(self.rows) + len(self.missing) + sum(self.skipped.values())
 
 
 def read_label_file(
@@ -86,45 +64,117 @@ def read_label_file(
         label_map: From `parse_label_map`; asked first, before the class names.
         file_column: Its name.
         label_column: Its name.
-        patient_column: Its name; by default `patient`, where there is such a column.
+        patient_column: Its name; by default `patient`, where there is such a column; "" for no patients.
 
     Returns:
-        The rows in order, and what was skipped.
+        The rows in order, and what is not among them.
 
     Raises:
-        ValueError: No text, a column is missing, there are no rows, a row has too many or too few fields, names an
-            unknown class or a file that is missing, outside `images` or listed twice, or lacks the patient that others
-            have; or the label map names an unknown class. The message has the line and the nearest name there is.
+        ValueError: No text, a column is missing, there are no rows, or the label map names an unknown class or skips
+            all rows. Or rows have faults, of which the first ten are in the message, each with its line and the way
+            out: too many or too few fields, an unknown class, a file outside `images` or listed twice, a patient that
+            is empty or has two labels.
     """
-    mapping = _checked_map(label_map or {}, class_names)
+    mapping = checked_map(label_map or {}, class_names)
     header, lines = _read_lines(csv_file)
     columns = [name.strip().casefold() for name in header]
     wanted = {"--file-column": file_column, "--label-column": label_column}
-    if patient_column is not None:
+    if patient_column:
         wanted["--patient-column"] = patient_column
     _check_columns(csv_file, header, columns, wanted)
     file_at, label_at = columns.index(file_column.casefold()), columns.index(label_column.casefold())
-    patient_name = (patient_column or "patient").casefold()
+    patient_name = ("patient" if patient_column is None else patient_column).casefold()
     patient_at = columns.index(patient_name) if patient_name in columns else None
-    _check_labels(csv_file, [(line, row[label_at].strip()) for line, row in lines], mapping, class_names)
 
-    rows, skipped, seen = [], Counter[str](), dict[Path, int]()
-    for line, row in lines:
-        where, name, label = f"{csv_file}, line {line}", row[file_at].strip(), row[label_at].strip()
-        target = _class_of(label, mapping, class_names)
+    faults = _Faults()
+    whole = [(line, row) for line, row in lines if faults.check_width(line, row, header)]
+    faults.check_labels([(line, row[label_at].strip()) for line, row in whole], mapping, class_names)
+    rows, missing, skipped, seen = [], dict[Path, str](), Counter[str](), dict[Path, int]()
+    first_of: dict[str, tuple[int, str]] = {}
+    for line, row in whole:
+        name, label = row[file_at].strip(), row[label_at].strip()
+        target = class_of(label, mapping, class_names)
         if target is None:
             skipped[label] += 1
             continue
-        path = _find_file(where, name, images)
+        path = _path_of(name, images)
+        if path is None:
+            outside = f"{name!r} lies outside --images {images}; give the folder that holds all files as --images"
+            faults.add(line, outside if name else "the file's name is empty; fill it in, or delete the row")
+            continue
         if (first := seen.setdefault(path.resolve(), line)) != line:
-            raise ValueError(f"{where}: {name!r} is listed twice (first in line {first}), and would count twice")
+            faults.add(line, f"{name!r} is listed twice (first in line {first}), and would count twice")
         patient = None if patient_at is None else row[patient_at].strip()
         if patient == "":
-            raise ValueError(f"{where}: the patient is empty; fill it in every row or drop the column")
-        rows.append(LabelledFile(path, class_names.index(target), patient))
-    if not rows:
+            faults.add(line, "the patient is empty; fill it in, or score without patients: --patient-column ''")
+        elif patient is not None:
+            at, other = first_of.setdefault(patient, (line, target))
+            if other != target:
+                faults.add(
+                    line,
+                    f"patient {patient!r} has two labels, {other} (line {at}) and {target}; if that is so, score "
+                    "without patients: --patient-column ''",
+                )
+        if path.is_file():
+            rows.append(LabelledFile(path, class_names.index(target), patient))
+        else:
+            missing[path] = f"is missing{_nearest_file(path, images)}"
+    faults.stop(csv_file)
+    if not rows and not missing:
         raise ValueError(f"{csv_file}: the label map skips all {len(lines)} rows, so there is nothing to score")
-    return LabelFile(rows, dict(skipped), _unused(mapping, [row[label_at] for _, row in lines]))
+    return LabelFile(rows, missing, dict(skipped), unused_names(mapping, [row[label_at] for _, row in lines]))
+
+
+class _Faults:
+    """What is wrong with rows, gathered so that one reading mends them all."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, str]] = []
+
+    def add(self, line: int, fault: str) -> None:
+        self.told.append((line, fault))
+
+    def check_width(self, line: int, row: Sequence[str], header: Sequence[str]) -> bool:
+        if len(row) == len(header):
+            return True
+        self.add(
+            line,
+            f"{len(row)} fields, and the header has {len(header)}; put quotes around a name that holds the delimiter",
+        )
+        return False
+
+    def check_labels(
+        self, labels: list[tuple[int, str]], mapping: Mapping[str, str | None], class_names: Sequence[str]
+    ) -> None:
+        """Labels that are neither mapped nor a class, each once."""
+        lines: dict[str, list[int]] = defaultdict(list)
+        for line, label in labels:
+            if label.casefold() not in mapping and same_name(label, class_names) is None:
+                lines[label].append(line)
+        for label, at in lines.items():
+            if not label:
+                for line in at:
+                    self.add(line, "the label is empty; fill it in, or delete the row")
+                continue
+            meant = nearest_name(label, class_names) or class_names[0]
+            count = f" ({len(at)} rows)" if len(at) > 1 else ""
+            self.add(
+                at[0],
+                f"unknown label {label!r}{count}; the model knows {', '.join(class_names)}, by name"
+                f"{nearest(label, class_names)}. Say what it means, for instance --label-map '{label}={meant}', or "
+                f"skip its rows: --label-map '{label}='",
+            )
+
+    def stop(self, csv_file: Path) -> None:
+        """Raise all of them, if there are any."""
+        if not self.told:
+            return
+        told = [f"line {line}: {fault}" for line, fault in sorted(self.told, key=lambda told: told[0])]
+        if len(told) == 1:
+            raise ValueError(f"{csv_file}, {told[0]}")
+        rest = [f"and {len(told) - _MOST_FAULTS} more"] if len(told) > _MOST_FAULTS else []
+        listed = "\n".join(f"  {line}" for line in told[:_MOST_FAULTS] + rest)
+        raise ValueError(f"{csv_file} has {len(told)} faults:\n{listed}")
 
 
 def same_content(paths: Sequence[Path]) -> list[list[Path]]:
@@ -170,12 +220,6 @@ def _read_lines(csv_file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]
     (_, header), *rows = lines
     if not rows:
         raise ValueError(f"{csv_file} has a header but no rows")
-    for line, fields in rows:
-        if len(fields) != len(header):
-            raise ValueError(
-                f"{csv_file}, line {line} has {len(fields)} fields and the header {len(header)}; put quotes around a "
-                f"name that holds {delimiter!r}"
-            )
     return header, rows
 
 
@@ -192,75 +236,16 @@ def _check_columns(csv_file: Path, header: list[str], columns: list[str], wanted
             raise ValueError(f"{csv_file} has the column {name} {columns.count(name.casefold())} times; keep one")
 
 
-def _checked_map(mapping: Mapping[str, str | None], class_names: Sequence[str]) -> dict[str, str | None]:
-    """The map with its classes as the model writes them."""
-    for name, target in mapping.items():
-        if target is not None and _same_name(target, class_names) is None:
-            raise ValueError(
-                f"the label map turns {name!r} into {target!r}, which the model does not know"
-                f"{_nearest(target, class_names)}; it knows {', '.join(class_names)}. Repeat --label-map for each name"
-            )
-    return {n.casefold(): None if target is None else _same_name(target, class_names) for n, target in mapping.items()}
-
-
-def _check_labels(
-    csv_file: Path, labels: list[tuple[int, str]], mapping: Mapping[str, str | None], class_names: Sequence[str]
-) -> None:
-    """Refuse labels that are neither mapped nor a class: all of them at once, so that one map mends them."""
-    lines: dict[str, list[int]] = defaultdict(list)
-    for line, label in labels:
-        if label.casefold() not in mapping and _same_name(label, class_names) is None:
-            lines[label].append(line)
-    if not lines:
-        return
-    (label, (first, *_)), *others = lines.items()
-    if not label:
-        raise ValueError(f"{csv_file}, line {first}: the label is empty; fill it in, or delete the row")
-    meant = _nearest_name(label, class_names) or class_names[0]
-    more = ", ".join(f"{name!r} ({len(at)} rows)" for name, at in others[:8]) + (", …" if len(others) > 8 else "")
-    raise ValueError(
-        f"{csv_file}, line {first}: unknown label {label!r}; the model knows {', '.join(class_names)}, by name"
-        f"{_nearest(label, class_names)}. Say what it means, for instance --label-map '{label}={meant}', or skip "
-        f"its rows ({len(lines[label])}): --label-map '{label}='" + (f". Unknown as well: {more}" if others else "")
-    )
-
-
-def _class_of(label: str, mapping: Mapping[str, str | None], class_names: Sequence[str]) -> str | None:
-    """The model's class of a label, or None where the map skips it; `_check_labels` has refused all others."""
-    key = label.casefold()
-    return mapping[key] if key in mapping else _same_name(label, class_names)
-
-
-def _same_name(label: str, class_names: Sequence[str]) -> str | None:
-    """The class of that very name, or the one class that has it in another case."""
-    if label in class_names:
-        return label
-    alike = [name for name in class_names if name.casefold() == label.casefold()]
-    return alike[0] if len(alike) == 1 else None
-
-
-def _nearest_name(name: str, candidates: Iterable[str]) -> str | None:
-    names = {candidate.casefold(): candidate for candidate in candidates}
-    near = difflib.get_close_matches(name.casefold(), names, n=1)
-    return names[near[0]] if near else None
-
-
-def _nearest(name: str, candidates: Iterable[str]) -> str:
-    near = _nearest_name(name, candidates)
-    return "" if near is None else f" (the nearest is {near})"
-
-
-def _unused(mapping: Mapping[str, str | None], labels: Iterable[str]) -> list[str]:
-    present = {label.strip().casefold() for label in labels}
-    return [name for name in mapping if name not in present]
-
-
-def _find_file(where: str, name: str, images: Path) -> Path:
+def _path_of(name: str, images: Path) -> Path | None:
+    """The file's path below the folder, there or not; None if it is not below, or if there is no name."""
     path = images / name
     if "\\" in name and not path.is_file():
         path = images / name.replace("\\", "/")
-    if name and path.resolve().is_relative_to(images.resolve()) and path.is_file():
-        return path
-    folder = path.parent if path.parent.is_dir() and path.resolve().is_relative_to(images.resolve()) else images
-    near = _nearest(path.name, (entry.name for entry in folder.iterdir() if entry.is_file()))
-    raise ValueError(f"{where}: there is no file {name!r} in {images}{near}; paths are relative to --images")
+    top = os.path.abspath(images)
+    within = os.path.relpath(os.path.abspath(path), top)  # by name: a link in the folder may lead anywhere
+    return None if not name or within.split(os.sep)[0] == os.pardir else images / within
+
+
+def _nearest_file(path: Path, images: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else images
+    return nearest(path.name, (entry.name for entry in folder.iterdir() if entry.is_file()))

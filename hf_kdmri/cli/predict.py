@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from enum import Enum
 from pathlib import Path
@@ -38,8 +39,8 @@ def predict(
 ) -> None:
     """Name the tumour in each image. There is no "no tumour" class: a healthy slice gets a tumour name too.
 
-    16-bit and float images are windowed between their 0.1 and 99.9 percentiles, as training slices were. A file that
-    cannot be read is listed at the end, the others are classified, and the exit code is 1.
+    16-bit and float images, DICOM and NumPy arrays are windowed between their 0.1 and 99.9 percentiles, as training
+    slices were. A file that cannot be read is listed at the end, the others are classified, and the exit code is 1.
     """
     from hf_kdmri.cli.prediction_output import PredictionWriter
     from hf_kdmri.data.pictures import SUFFIXES, find_images
@@ -51,6 +52,8 @@ def predict(
     if not total:
         stop(f"{source} holds no images; expected files that end in {', '.join(sorted(SUFFIXES))}", USAGE)
     classifier = load_classifier(model, device, calibrated)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be bytes that are no UTF-8
     failures: list[Outcome] = []
     with PredictionWriter(format.value, classifier.labels, sys.stdout) as writer:
         for outcome in with_progress(classifier.classify_files(find_images(source), batch_size), total):

@@ -11,6 +11,7 @@ _HOME = {
     "write_student_card": "model_card",
     "CardError": "card_rules",
     "check_card": "card_rules",
+    "copy_handler": "endpoint_handler",
     "ExportError": "onnx_export",
     "export_onnx": "onnx_export",
     "Push": "publish",
