@@ -24,6 +24,7 @@ _TAGS = [
 ]
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _JPEG = {f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 90, 91)}  # what Pillow decodes
+_JPEG_12_BIT = "1.2.840.10008.1.2.4.51"
 _RLE = "1.2.840.10008.1.2.5"
 _MAX_RLE_BYTES = 2**23  # of which 64 times as much can come
 
@@ -110,9 +111,10 @@ def _check_compression(dataset: Dataset, syntax: Any) -> None:
         decodable = get_decoder(syntax).is_available
     except NotImplementedError:
         decodable = False
+    package = "pylibjpeg pylibjpeg-libjpeg" if syntax == _JPEG_12_BIT else "python-gdcm"
     undecodable = PictureError(
         f"is DICOM compressed as {syntax.name}, for which no decoder is installed; save it uncompressed "
-        "(gdcmconv --raw in.dcm out.dcm), or install one that pydicom finds (pip install python-gdcm)"
+        f"(gdcmconv --raw in.dcm out.dcm), or install one that pydicom finds (pip install {package})"
     )
     if not decodable:
         raise undecodable
