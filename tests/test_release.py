@@ -108,10 +108,15 @@ def test_the_cards_link_both_ways(run, hub):
     ]
 
 
-def test_samples_are_small_grey_pictures(run):
+def test_samples_are_small_grey_pictures_and_stay_as_they_are(run):
+    mine = run / "student" / "samples" / "glioma.png"
+    mine.parent.mkdir()
+    Image.new("L", (256, 256), 7).save(mine)
+    plan_release(run, "jane/x")
     for name in LABEL_NAMES:
         with Image.open(run / "student" / "samples" / f"{name}.png") as picture:
             assert (picture.mode, picture.size) == ("L", (256, 256))
+            assert (set(picture.getdata()) == {7}) == (name == "glioma")
 
 
 def test_a_repeated_push_says_already_there(run, hub):
