@@ -255,6 +255,7 @@ def test_what_passes_is_tried_again(folder, hub, where, fault) -> None:
     assert len(hub.model("jane/x").files) == 4 and len(hub.model("jane/x").commits) == 2
 
 
+@pytest.mark.slow
 def test_a_connection_cut_at_every_request_leaves_nothing_half_done(folder, hub) -> None:
     push_folder(folder, "jane/count", tag="v1")
     requests = len(hub.requests)

@@ -15,6 +15,7 @@ from hf_kdmri.hub.contents import REQUIRED_FILES, refuse_secrets
 from hf_kdmri.hub.hub_errors import (
     TIMEOUT,
     PublishError,
+    check_login,
     check_repo_id,
     impatient_client,
     patiently,
@@ -140,6 +141,8 @@ def push_release(
         PublishError: The Hub refused or could not be reached; the message says what is there already.
     """
     journal = Journal()
+    if collection and release.dataset_id is not None:
+        _refuse_missing_dataset(release.dataset_id, timeout, token)
     pushed = push_repositories(
         release.repositories, private=private, tag=tag, timeout=timeout, token=token, journal=journal
     )
@@ -150,6 +153,17 @@ def push_release(
             return Released(pushed, _collect(release, private=private, token=token))
     except PublishError as error:
         raise journal.after(error) from None
+
+
+def _refuse_missing_dataset(dataset_id: str, timeout: float, token: str | None) -> None:
+    check_login("push", token)
+    api = HfApi(token=token, library_name="hf_kdmri")
+    with push_errors(f"look at dataset {dataset_id}", api), impatient_client(timeout):
+        if not patiently(lambda: api.repo_exists(dataset_id, repo_type="dataset")):
+            raise PublishError(
+                f"there is no dataset {dataset_id} on the Hub, or your token cannot see it: upload it first (python -m "
+                "dataset_script.upload), or leave it out of the collection with --no-collection. Nothing was sent."
+            )
 
 
 def _collect(release: Release, *, private: bool, token: str | None) -> str:

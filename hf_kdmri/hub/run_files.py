@@ -85,16 +85,31 @@ def student_plan(
         files["README.md"] = link_student_card(card, repo_id, teacher_id=teacher_id, dataset_id=dataset_id).encode()
     else:
         notes.append("no README.md in student/: published without a card")
-    files[RESULTS] = (json.dumps(_public_results(metrics), indent=2) + "\n").encode()
+    results = _public_results(metrics)
+    whole = _run_over_folds(run)
+    if whole is not None:
+        pooled = _public_results(json.loads((whole / "metrics.json").read_text(encoding="utf-8")))
+        results["pooled_over_folds"] = {name: pooled[name] for name in ("run", "models", "evaluation")}
+    files[RESULTS] = (json.dumps(results, indent=2) + "\n").encode()
     for name in FIGURES:
-        if (figure := run / "figures" / f"{name}.png").is_file():
-            files[f"figures/{name}.png"] = figure
+        for place in (run, whole):
+            if place is not None and (figure := place / "figures" / f"{name}.png").is_file():
+                files[f"figures/{name}.png"] = figure
+                break
     return RepositoryPlan(
         repo_id,
         dict(sorted(files.items())),
         "Upload the distilled student",
         is_stale=lambda name: name.startswith(_OURS),
     )
+
+
+def _run_over_folds(run: Path) -> Path | None:
+    """The run that a fold's folder belongs to, where all of it is finished."""
+    path = run.resolve().parent / "metrics.json"
+    if not run.resolve().name.startswith("fold-") or not path.is_file():
+        return None
+    return path.parent if json.loads(path.read_text(encoding="utf-8"))["run"].get("folds") else None
 
 
 def _export(folder: Path, notes: list[str]) -> None:
@@ -147,7 +162,7 @@ def teacher_plan(
 
 
 def _public_results(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """`metrics.json` without this machine's folders."""
-    facts = {name: value for name, value in metrics["run"].items() if name != "figures"}
+    """`metrics.json` without this machine's folders and what the card says already."""
+    facts = {name: value for name, value in metrics["run"].items() if name not in ("figures", "card")}
     facts["command"] = public_command(shlex.split(str(facts.get("command", ""))))
     return {**metrics, "run": facts}

@@ -55,7 +55,7 @@ def teacher_card(
         student_id=student_id,
         architecture=config["architecture"],
         labels=", ".join(config["label_names"]),
-        pipeline_snippet=_Markdown(f"```python\n{PIPELINE_SNIPPET.format(model=repo_id).strip()}\n```"),
+        pipeline_snippet=_Markdown(f"```python\n{_snippet(repo_id)}\n```"),
         height=height,
         width=width,
         source=facts["source"],
@@ -69,6 +69,11 @@ def teacher_card(
     )
     data = _metadata(facts, rows.get("teacher"), repo_id, dataset_id)
     return f"---\n{data.to_yaml()}\n---\n\n{re.sub(chr(10) + '{3,}', chr(10) * 2, body).strip()}\n"
+
+
+def _snippet(repo_id: str) -> str:
+    lines = PIPELINE_SNIPPET.format(model=repo_id).strip().splitlines()
+    return "\n".join(line.split("  # ")[0] for line in lines)  # the remark is about a section of the student's card
 
 
 def _metadata(
