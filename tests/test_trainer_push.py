@@ -93,7 +93,11 @@ def test_a_push_that_fails_is_told_and_training_goes_on(hub, tmp_path, caplog):
 
 def test_train_kd_pushes_the_finished_run(hub, tmp_path):
     config = tmp_path / "tiny.yaml"
-    config.write_text(yaml.safe_dump({**TINY, "num_train_epochs": 1, "teacher_num_train_epochs": 1, "baseline": False}))
+    config.write_text(
+        yaml.safe_dump(
+            {**TINY, "num_train_epochs": 1, "teacher_num_train_epochs": 1, "baseline": False, "saliency": False}
+        )
+    )
     command = [sys.executable, "train_kd.py", "--config", str(config), "--output_dir", str(tmp_path / "run")]
     command += ["--push_to_hub", "--hub_model_id", "jane/tiny", "--hub_private_repo", "true", "--hub_token", "hf_jane"]
     environment = hub_environment(hub, tmp_path / "home", token=None)
