@@ -17,7 +17,7 @@ import transformers
 from accelerate import PartialState
 
 from hf_kdmri.evaluation import print_results
-from hf_kdmri.hub import PublishError, push_folder
+from hf_kdmri.hub import PublishError, plan_release, push_release
 from hf_kdmri.training.job import CannotRun, run_job
 from hf_kdmri.training.options import OptionError, RunOptions, parse_options
 from hf_kdmri.training.outcome import results_title
@@ -46,16 +46,19 @@ def main() -> None:
 
 
 def push(run: RunFolder, options: RunOptions) -> None:
-    """Send the finished student folder to the Hub."""
+    """Send the finished run to the Hub, as `kdmri push RUN --to USER/NAME` does."""
     try:
-        pushed = push_folder(
-            run.model_folder("student"),
-            options.training.hub_model_id or "",
-            private=bool(options.training.hub_private_repo),
+        release = plan_release(run.path, options.training.hub_model_id or "")
+        released = push_release(
+            release, private=bool(options.training.hub_private_repo), token=options.training.hub_token
         )
-    except (PublishError, ValueError) as error:
-        sys.exit(f"train_kd.py: the run is finished in {run.path}, but not pushed: {error}")
-    print(f"Pushed to {pushed.url}")
+    except (PublishError, OSError, ValueError) as error:
+        sys.exit(f"train_kd.py: the run is finished in {run.path}, but not pushed whole: {error}")
+    for note in release.notes:
+        print(f"Note: {note}")
+    for repository in released.repositories:
+        print(f"{'On the Hub already' if repository.was_there else 'Pushed to'}: {repository.url}")
+    print(f"Collection: {released.collection_url}")
 
 
 def show_outcome(run: RunFolder, state: PartialState) -> None:

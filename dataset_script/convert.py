@@ -30,11 +30,12 @@ from dataset_script.figshare_brain_tumor import FigshareBrainTumor, FigshareBrai
 from dataset_script.http_download import DownloadError
 from dataset_script.parquet_files import ConversionFolder, WrittenShard, explain_os_error, write_shard
 from dataset_script.parquet_layout import Shard, find_places, hub_config_name, plan_shards
-from dataset_script.parquet_push import EXAMPLE, check_login, push_dataset
+from dataset_script.parquet_push import EXAMPLE, push_dataset
 from dataset_script.slice_index import labels_and_pids
 from hf_kdmri.data.phantom import MARKER
 from hf_kdmri.data.splits import CONFIGS, FOLDS, missing_slices
-from hf_kdmri.hub.publish import PublishError, check_repo_id
+from hf_kdmri.hub.hub_errors import PublishError, check_login, check_repo_id
+from hf_kdmri.hub.publish import Push
 
 _FORWARDED = ("image_bits", "source", "base_url")  # options of the builder
 # fields of the builder's configuration that do not change a row
@@ -239,6 +240,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--push_to_hub", metavar="USER/NAME", help="upload the folder as a dataset")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--dry_run", action="store_true", help="with --push_to_hub: list what would be uploaded")
+    parser.add_argument("--tag", metavar="NAME", help="with --push_to_hub: tag the commit as a release, e.g. v1.0")
     defaults = {field.name: field.default for field in dataclasses.fields(FigshareBrainTumorConfig)}
     for name in _FORWARDED:
         kind = type(defaults[name])
@@ -248,8 +250,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.num_proc < 1:
         parser.error(f"--num_proc is {options.num_proc}; give 1 or more")
-    if (options.private or options.dry_run) and not options.push_to_hub:
-        parser.error("--private and --dry_run belong to --push_to_hub")
+    if (options.private or options.dry_run or options.tag) and not options.push_to_hub:
+        parser.error("--private, --dry_run and --tag belong to --push_to_hub")
     return options
 
 
@@ -260,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.push_to_hub:
             check_repo_id(options.push_to_hub, EXAMPLE)
             if not options.dry_run:
-                check_login(options.push_to_hub)
+                check_login(f"push to {options.push_to_hub}")
         builder = FigshareBrainTumor(
             data_dir=options.data_dir,
             cache_dir=options.cache_dir,
@@ -277,14 +279,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         _print_outcome(folder)
         if options.push_to_hub:
-            push = push_dataset(folder, options.push_to_hub, private=options.private, dry_run=options.dry_run)
-            if push.url is None:
-                for name, size in push.files:
-                    print(f"{size:>12,}  {name}")
-                megabytes = push.total_bytes / 1e6
-                print(f"Dry run: {len(push.files)} files, {megabytes:.1f} MB for {push.repo_id}; nothing sent")
-            else:
-                print(f"Uploaded: {push.url}")
+            print_push(
+                push_dataset(
+                    folder, options.push_to_hub, private=options.private, dry_run=options.dry_run, tag=options.tag
+                )
+            )
     except BrokenProcessPool:
         sys.exit(
             "convert: error: a process was killed, perhaps for lack of memory; run again with a smaller --num_proc"
@@ -295,6 +294,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"convert: error: {error}")
     except OSError as error:
         sys.exit(f"convert: error: {explain_os_error(error, options.out)}")
+
+
+def print_push(push: Push) -> None:
+    """What was sent or, in a dry run, would be."""
+    if push.url is None:
+        for name, size in push.files:
+            print(f"{size:>12,}  {name}")
+        print(f"Dry run: {len(push.files)} files, {push.total_bytes / 1e6:.1f} MB for {push.repo_id}; nothing sent")
+    elif not push.sent:
+        print(f"All {len(push.files)} files are there already: {push.url}")
+    else:
+        print(f"Uploaded: {push.url} ({len(push.sent)} of {len(push.files)} files sent, the others were there)")
 
 
 def _print_outcome(folder: ConversionFolder) -> None:

@@ -181,6 +181,22 @@ class ConversionFolder:
         """Return what belongs on the Hub, relative to the folder, the card last."""
         return [*(f"{DATA}/{name}" for name in self.shards), CHECKSUMS, CARD]
 
+    def open_finished(self) -> None:
+        """Read what a finished conversion wrote, so that it can be published without its source.
+
+        Raises:
+            OutFolderError: no conversion, one that is not finished, or a shard that is missing or damaged.
+        """
+        state = self._read_state() if self.out.is_dir() else None
+        if state is None:
+            raise OutFolderError(f"{self.out} holds no conversion; python -m dataset_script.convert --out makes one")
+        self.options, self.shards = state
+        whole = all((self.out / name).exists() for name in (DATA, CARD, CHECKSUMS))
+        damaged = [name for name, shard in self.shards.items() if not self._is_whole(name, shard)]
+        if damaged or not whole:
+            what = _some(set(damaged)) if damaged else "its card or its shards"
+            raise OutFolderError(f"{self.out}: {what} missing or damaged; run the conversion again, which goes on")
+
     def _withdraw(self) -> None:
         """Nothing loads from here on, until `finish`."""
         if (self.out / DATA).is_dir():

@@ -4,64 +4,57 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-
-from dataset_script.parquet_files import ConversionFolder
+from dataset_script.parquet_files import CARD, ConversionFolder
 from dataset_script.parquet_layout import DATA, is_shard_name
-from hf_kdmri.hub.publish import PublishError, Push, check_repo_id, push_errors
+from hf_kdmri.hub.contents import Content, refuse_secrets
+from hf_kdmri.hub.hub_errors import TIMEOUT, check_repo_id
+from hf_kdmri.hub.publish import Push, push_repositories
+from hf_kdmri.hub.repository import RepositoryPlan
 
 EXAMPLE = "jane/brain-tumours"  # of a name, for messages
+PLACEHOLDER = "path/to/this/folder"  # in the examples of a card that was written before the repository had a name
 
 
-def check_login(repo_id: str) -> None:
-    """Refuse to begin what could not be pushed.
-
-    Raises:
-        PublishError: no token.
-    """
-    if get_token() is None:
-        raise PublishError(f"push to {repo_id}: not logged in; run `hf auth login`, or set HF_TOKEN to a write token")
-
-
-def push_dataset(folder: ConversionFolder, repo_id: str, *, private: bool = False, dry_run: bool = False) -> Push:
+def push_dataset(
+    folder: ConversionFolder,
+    repo_id: str,
+    *,
+    private: bool = False,
+    dry_run: bool = False,
+    tag: str | None = None,
+    timeout: float = TIMEOUT,
+) -> Push:
     """Create the dataset repository if it is new, and upload shards, checksums and card in one commit.
 
     Shards of an earlier push that this conversion does not have are deleted in the same commit, because the globs of
-    the card would find them, too. Files that the repository has already are not sent again.
+    the card would find them, too. Files that the repository has already are not sent again; where all are there and
+    equal, there is no commit.
 
     Args:
         folder: A finished conversion.
         repo_id: `user/name`.
-        private: Make a new repository private; one that exists keeps its setting.
+        private: Make a new repository private.
         dry_run: Only list the files; nothing is sent and no account is needed.
+        tag: Name of a release, set on the commit; refused where it stands on another one.
+        timeout: Seconds without a byte from the Hub.
 
     Returns:
         The files with their sizes, and the commit's address.
 
     Raises:
         ValueError: `repo_id` is not `user/name`.
-        PublishError: no token, or the Hub refused or could not be reached.
+        PublishError: no token, or the Hub refused or could not be reached; the message says what is there.
     """
     check_repo_id(repo_id, EXAMPLE)
-    files = tuple((name, (folder.out / name).stat().st_size) for name in folder.published_files())
+    files: dict[str, Content] = {name: folder.out / name for name in folder.published_files()}
+    card = (folder.out / CARD).read_text(encoding="utf-8")
+    files[CARD] = card.replace(PLACEHOLDER, repo_id).encode()
+    refuse_secrets(files)
+    plan = RepositoryPlan(repo_id, files, "Upload the Parquet conversion", "dataset", is_stale=_is_shard)
     if dry_run:
-        return Push(repo_id, files, None)
-    check_login(repo_id)
-    api = HfApi(library_name="hf_kdmri")
-    with push_errors(f"push to {repo_id}", api):
-        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        there = api.list_repo_files(repo_id, repo_type="dataset")
-        stale = [name for name in there if _is_shard(name) and name not in dict(files)]
-        commit = api.create_commit(  # not upload_folder, which may split a folder over several commits
-            repo_id,
-            repo_type="dataset",
-            operations=[
-                *(CommitOperationAdd(name, folder.out / name) for name, _ in files),
-                *(CommitOperationDelete(name) for name in stale),
-            ],
-            commit_message="Upload the Parquet conversion",
-        )
-    return Push(repo_id, files, str(commit.commit_url))
+        return Push(repo_id, plan.sizes, None)
+    (pushed,) = push_repositories([plan], private=private, tag=tag, timeout=timeout)
+    return Push(repo_id, plan.sizes, pushed.url, pushed.sent)
 
 
 def _is_shard(name: str) -> bool:

@@ -388,7 +388,8 @@ def test_push_dry_run_lists_the_students_files(model) -> None:
     result = run("push", model.parent, "--to", "jane/kdmri-student", "--dry-run")
     assert result.exit_code == 0, result.output
     assert "config.json" in result.stdout
-    assert "2 files would be sent to jane/kdmri-student" in result.stdout
+    assert "bytes in 2 files" in result.stdout
+    assert "Dry run: nothing was sent to jane/kdmri-student" in result.stdout
     assert run("push", model.parent, "--to", "nowhere", "--dry-run").exit_code == 2
     assert "config.json and model.safetensors missing" in run("push", model.parent.parent, "--to", "j/x").stderr
 

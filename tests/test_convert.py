@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import fnmatch
-import http.server
-import json
-import os
 import pickle
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import datasets
@@ -20,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from dataset_script import convert, parquet_files
+from dataset_script import convert, parquet_files, upload
 from dataset_script.dataset_card import describe_column
 from dataset_script.figshare_brain_tumor import FigshareBrainTumor
 from dataset_script.parquet_layout import find_places, hub_config_name, plan_shards, split_glob
@@ -28,6 +23,9 @@ from hf_kdmri.data import assign_splits, find_slices, published_patients, read_s
 from hf_kdmri.data.phantom import write_phantom_archives
 from hf_kdmri.data.splits import CONFIGS, FOLDS, SPLITS
 from tests.data_fixtures import good_mat
+from tests.hub import Fault, refuse, serve_hub
+from tests.hub.client import use_hub
+from tests.hub.store import Entry
 
 ROOT = Path(__file__).parents[1]
 # Loads every configuration, as a table and as a stream, in a process that cannot import this repository.
@@ -346,88 +344,59 @@ def test_a_missing_shard_is_noticed_when_loading(converted, tmp_path):
 
 
 def test_dry_run_lists_and_sends_nothing(phantoms, converted, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("dataset_script.parquet_push.HfApi", lambda **_: pytest.fail("a dry run needs no Hub"))
-    shutil.copytree(converted, tmp_path / "out")
-    run(phantoms, tmp_path / "out", "--push_to_hub", "jane/tumours", "--dry_run")
-    said = capsys.readouterr().out
-    assert "README.md" in said and "checksums.sha256" in said and ".convert" not in said
-    assert f"Dry run: {len(list((converted / 'data').iterdir())) + 2} files" in said
-    assert 'load_dataset("jane/tumours", "patient_groups")' in (tmp_path / "out" / "README.md").read_text()
-    monkeypatch.setattr("dataset_script.parquet_push.get_token", lambda: None)
-    with pytest.raises(SystemExit, match=r"not logged in; run `hf auth login`"):
-        run(phantoms, tmp_path / "out", "--push_to_hub", "jane/tumours")
-    with pytest.raises(SystemExit, match="is no repository name; expected user/name"):
-        run(phantoms, tmp_path / "out", "--push_to_hub", "tumours")
+    with serve_hub() as hub:
+        use_hub(monkeypatch, hub, token=None)
+        shutil.copytree(converted, tmp_path / "out")
+        run(phantoms, tmp_path / "out", "--push_to_hub", "jane/tumours", "--dry_run")
+        said = capsys.readouterr().out
+        assert "README.md" in said and "checksums.sha256" in said and ".convert" not in said
+        assert f"Dry run: {len(list((converted / 'data').iterdir())) + 2} files" in said
+        assert 'load_dataset("jane/tumours", "patient_groups")' in (tmp_path / "out" / "README.md").read_text()
+        with pytest.raises(SystemExit, match=r"not logged in; run `hf auth login`"):
+            run(phantoms, tmp_path / "out", "--push_to_hub", "jane/tumours")
+        with pytest.raises(SystemExit, match="is no repository name; expected user/name"):
+            run(phantoms, tmp_path / "out", "--push_to_hub", "tumours")
+        assert hub.requests == []
 
 
-class _Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hub as a push needs; takes every file within the commit itself."""
-
-    commits: list[list[dict]]
-    refusal: int | None
-    url: str
-
-    def _answer(self, code: int, value: object) -> None:
-        data = json.dumps(value).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def do_GET(self) -> None:
-        stale = {"type": "file", "path": "data/cvind-ettvt-00000.parquet", "size": 1, "oid": "0"}
-        other = {"type": "file", "path": "data/notes.txt", "size": 1, "oid": "0"}
-        self._answer(200, [stale, other] if "/tree/" in self.path else {"id": "jane/tumours", "sha": "0" * 40})
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.refusal is not None:
-            return self._answer(self.refusal, {"error": "refused"})
-        if "/preupload/" in self.path:
-            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
-            return self._answer(200, {"files": [{**file, "shouldIgnore": False, "oid": None} for file in files]})
-        if "/commit/" in self.path:
-            self.commits.append([json.loads(line) for line in body.splitlines()])
-            return self._answer(
-                200, {"success": True, "commitUrl": f"{self.url}/datasets/jane/tumours/commit/1", "commitOid": "1" * 40}
-            )
-        return self._answer(200, {"url": f"{self.url}/datasets/jane/tumours", "id": "jane/tumours"})
-
-    def log_message(self, *_: object) -> None:
-        pass
+def test_a_conversion_is_pushed_in_one_commit_and_again_without_one(phantoms, converted, tmp_path, capsys, monkeypatch):
+    shutil.copytree(converted, out := tmp_path / "out")
+    with serve_hub() as hub:
+        use_hub(monkeypatch, hub)
+        repository = hub.create("dataset", "jane/tumours")
+        stale = {name: Entry(b"x", lfs=False) for name in ("data/cvind-ettvt-00000.parquet", "data/notes.txt")}
+        repository.commit("earlier", {**repository.head.files, **stale})
+        run(phantoms, out, "--push_to_hub", "jane/tumours", "--tag", "v1.0")
+        assert f"Uploaded: {hub.url}/datasets/jane/tumours/commit/{repository.head.oid}" in capsys.readouterr().out
+        hidden = (".convert-state.json", ".convert.lock")
+        sent = {name: data for name, data in files_of(out).items() if name not in hidden}
+        assert repository.files == {**sent, "data/notes.txt": b"x"}
+        assert repository.titles == ["Upload the Parquet conversion", "earlier", "initial commit"]
+        assert repository.tags == {"v1.0": repository.head.oid}
+        uploads = len(hub.uploads)
+        upload.main([str(out), "--to", "jane/tumours", "--tag", "v1.0"])
+        assert f"All {len(sent)} files are there already" in capsys.readouterr().out
+        assert len(repository.commits) == 3 and len(hub.uploads) == uploads
 
 
-@pytest.mark.parametrize("refusal", [None, 403])
-def test_push_to_a_hub_on_this_machine(phantoms, converted, tmp_path, refusal):
-    shutil.copytree(converted, tmp_path / "out")
-    hub = type("Hub", (_Hub,), {"commits": [], "refusal": refusal})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), hub)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    environment = os.environ | {
-        "HF_ENDPOINT": hub.url,
-        "HF_TOKEN": "hf_x",
-        "HF_HUB_OFFLINE": "0",
-        "HF_HOME": str(tmp_path),
-    }
-    options = ["--data_dir", str(phantoms), "--out", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache")]
-    command = [sys.executable, "-m", "dataset_script.convert", *options, "--push_to_hub", "jane/tumours"]
-    try:
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    finally:
-        server.shutdown()
-        server.server_close()
-    if refusal:
-        assert done.returncode == 1 and "HTTP 403): your token may not write there" in done.stderr and not hub.commits
-        return
-    assert done.returncode == 0, done.stderr
-    assert f"Uploaded: {hub.url}/datasets/jane/tumours/commit/1" in done.stdout
-    (commit,) = hub.commits
-    sent = {
-        line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in commit if line["key"] == "file"
-    }
-    hidden = (".convert-state.json", ".convert.lock")
-    assert sent == {name: data for name, data in files_of(tmp_path / "out").items() if name not in hidden}
-    deleted = [line["value"]["path"] for line in commit if line["key"] == "deletedFile"]
-    assert deleted == ["data/cvind-ettvt-00000.parquet"]
+def test_an_upload_that_breaks_off_goes_on(converted, tmp_path, monkeypatch):
+    shutil.copytree(converted, out := tmp_path / "out")
+    with serve_hub() as hub:
+        use_hub(monkeypatch, hub)
+        hub.faults.append(Fault("PUT /storage/", refuse(403), skip=8, times=999))
+        with pytest.raises(SystemExit, match=r"(?s)HTTP 403\).*uploaded, not in a commit yet: data/"):
+            upload.main([str(out), "--to", "jane/tumours"])
+        assert hub.dataset("jane/tumours").files == {}
+        hub.faults.clear()
+        upload.main([str(out), "--to", "jane/tumours"])
+        assert len(hub.uploads) == len(set(hub.uploads)) == len(list((out / "data").iterdir()))
+
+
+def test_what_is_not_a_whole_conversion_is_not_uploaded(converted, tmp_path):
+    with pytest.raises(SystemExit, match="holds no conversion"):
+        upload.main([str(tmp_path), "--to", "jane/tumours", "--dry_run"])
+    shutil.copytree(converted, out := tmp_path / "out")
+    shard = next((out / "data").iterdir())
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(SystemExit, match=f"{shard.name} missing or damaged"):
+        upload.main([str(out), "--to", "jane/tumours", "--dry_run"])

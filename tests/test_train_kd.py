@@ -154,6 +154,7 @@ class TestFinishedRun:
             "README.md",
             "config.json",
             "model.safetensors",
+            "samples",
         ]
         assert not list(finished[0].rglob("*.bin"))
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from numpy.random import Generator
 from PIL import Image, ImageDraw
 
+from hf_kdmri.data.mat_file import LABEL_NAMES
 from hf_kdmri.data.phantom_anatomy import draw_anatomy, draw_lesion, draw_scan, draw_slice
 from hf_kdmri.data.splits import group_folds
 
@@ -132,6 +133,24 @@ def mat_bytes(label: int, pid: str, image: np.ndarray, border: np.ndarray, mask:
     data = bytearray(buffer.getvalue())
     data[:128] = _HEADER[:124].ljust(124) + b"\x00\x02IM"
     return bytes(data)
+
+
+def draw_one_of_each_class(*, size: int = 256, seed: int = 0) -> dict[str, np.ndarray]:
+    """Draw an axial slice of each class, of three patients.
+
+    Args:
+        size: Side of the images in pixels. Default 256.
+        seed: Of everything drawn. Default 0.
+
+    Returns:
+        By class name, (size, size) raw intensities.
+    """
+    drawn = {}
+    for label, name in enumerate(LABEL_NAMES):
+        rng = np.random.default_rng((seed, label, GENERATOR_VERSION))
+        anatomy, lesion = draw_anatomy(rng, size), draw_lesion(rng, label)
+        drawn[name], _ = draw_slice(rng, anatomy, draw_scan(rng), lesion, 0, 0.0, size)
+    return drawn
 
 
 def _draw_all(recipe: _Recipe) -> Iterator[tuple[int, str, np.ndarray, np.ndarray]]:

@@ -15,9 +15,11 @@ _HOME = {
     "ExportError": "onnx_export",
     "export_onnx": "onnx_export",
     "Push": "publish",
-    "PublishError": "publish",
+    "PublishError": "hub_errors",
     "find_model_folder": "publish",
+    "plan_release": "release",
     "push_folder": "publish",
+    "push_release": "release",
 }
 __all__ = list(_HOME)
 

@@ -3,45 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
-from huggingface_hub.utils import filter_repo_objects, validate_repo_id
+from huggingface_hub import HfApi
+
+from hf_kdmri.hub.contents import REQUIRED_FILES, collect_folder, refuse_secrets
+from hf_kdmri.hub.hub_errors import TIMEOUT, PublishError, check_login, check_repo_id, impatient_client
+from hf_kdmri.hub.repository import Journal, PushedRepository, RepositoryPlan, carry_out, inspect
 
 logger = logging.getLogger(__name__)
-
-REQUIRED_FILES = ("config.json", "model.safetensors")
-# Training state, pickles, secrets and caches: never part of a published model.
-IGNORED = (
-    "checkpoint-*",
-    "checkpoint-*/*",
-    "*.bin",
-    "*.pt",
-    "*.pth",
-    "*.pkl",
-    "distillation_head.safetensors",
-    "trainer_state.json",
-    ".*",
-    "*/.*",
-    "*__pycache__*",
-)
-
-_REASONS = {
-    401: "the Hub does not know who you are: run `hf auth login`, or set HF_TOKEN to a token with write access",
-    403: "your token may not write there: use a token with write access, and a name under your own user or group",
-    404: "there is no such user or group, or your token cannot see it: check the part before the slash",
-    409: "another push to this repository is under way or won: look at its history, then push again",
-    413: "a file is too large for the Hub: look at the sizes with --dry-run",
-    429: "too many requests: wait a few minutes and push again",
-}
-
-
-class PublishError(RuntimeError):
-    """A push did not go through; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +24,13 @@ class Push:
         repo_id: `user/name`.
         files: (path in the repository, size in bytes), sorted by path.
         url: Of the commit; None in a dry run.
+        sent: Paths that were new or had changed; None in a dry run, empty where all was there already.
     """
 
     repo_id: str
     files: tuple[tuple[str, int], ...]
     url: str | None
+    sent: tuple[str, ...] | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -83,17 +57,28 @@ def find_model_folder(folder: str | Path) -> Path:
     )
 
 
-def push_folder(folder: str | Path, repo_id: str, *, private: bool = False, dry_run: bool = False) -> Push:
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    dry_run: bool = False,
+    tag: str | None = None,
+    timeout: float = TIMEOUT,
+) -> Push:
     """Create the repository if it is new and upload the folder in one commit.
 
     Training state, pickles and hidden files (`IGNORED`) stay behind. Repeating a push that failed is safe: the
-    repository is reused, files that are there already are not sent again, and the commit is all or nothing.
+    repository is reused, files that are there already are not sent again, and the commit is all or nothing. Where
+    nothing has changed, there is no commit.
 
     Args:
         folder: Model folder with `config.json` and `model.safetensors`.
         repo_id: `user/name`.
-        private: Make a new repository private; one that exists keeps its setting.
+        private: Make a new repository private.
         dry_run: Only list the files; nothing is sent and no account is needed.
+        tag: Name of a release, set on the commit; refused where it stands on another one.
+        timeout: Seconds without a byte from the Hub.
 
     Returns:
         The files with their sizes, and the commit's address.
@@ -101,7 +86,7 @@ def push_folder(folder: str | Path, repo_id: str, *, private: bool = False, dry_
     Raises:
         FileNotFoundError: The folder lacks a required file.
         ValueError: `repo_id` is not `user/name`.
-        PublishError: The Hub refused or could not be reached.
+        PublishError: The Hub refused or could not be reached, or a file holds a token.
     """
     folder = Path(folder)
     if missing := [name for name in REQUIRED_FILES if not (folder / name).is_file()]:
@@ -109,56 +94,48 @@ def push_folder(folder: str | Path, repo_id: str, *, private: bool = False, dry_
             f"{folder} is no model folder: {' and '.join(missing)} missing. Was it saved completely?"
         )
     check_repo_id(repo_id)
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
-    kept: Iterable[str] = filter_repo_objects(sizes, ignore_patterns=list(IGNORED))
-    files = tuple((name, sizes[name]) for name in kept)
+    plan = RepositoryPlan(repo_id, collect_folder(folder), "Upload the distilled student")
+    refuse_secrets(plan.files)
     if dry_run:
-        return Push(repo_id, files, None)
-    if "README.md" not in sizes:
+        return Push(repo_id, plan.sizes, None)
+    if "README.md" not in plan.files:
         logger.warning("%s has no README.md: the model is published without a card", folder)
-    api = HfApi(library_name="hf_kdmri")
-    with push_errors(f"push of {folder} to {repo_id}", api):
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        # Not upload_folder: since huggingface_hub 2 it may split a folder over several commits.
-        commit = api.create_commit(
-            repo_id,
-            operations=[CommitOperationAdd(name, folder / name) for name, _ in files],
-            commit_message="Upload the distilled student",
-        )
-    return Push(repo_id, files, str(commit.commit_url))
+    (pushed,) = push_repositories([plan], private=private, tag=tag, timeout=timeout)
+    return Push(repo_id, plan.sizes, pushed.url, pushed.sent)
 
 
-@contextmanager
-def push_errors(what: str, api: HfApi) -> Iterator[None]:
-    """Turn whatever the Hub's client raises inside into a `PublishError` that says what to do.
+def push_repositories(
+    plans: Sequence[RepositoryPlan],
+    *,
+    private: bool = False,
+    tag: str | None = None,
+    timeout: float = TIMEOUT,
+    token: str | None = None,
+    journal: Journal | None = None,
+) -> list[PushedRepository]:
+    """Bring several repositories to their content, one commit each, in the order given.
+
+    All are looked at before anything is sent, so that a tag or a setting that forbids one of them stops the push.
 
     Args:
-        what: What was tried, for the message.
-        api: The client, whose endpoint is named.
-    """
-    try:
-        yield
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        reason = _REASONS.get(status, "the Hub answered with an error; push again later, nothing is half done")
-        raise PublishError(f"{what} failed (HTTP {status}): {reason}. Hub: {error}") from error
-    except (HTTPError, OSError) as error:
-        raise PublishError(
-            f"{what} failed: {api.endpoint} cannot be reached ({error}). Check the network, HF_ENDPOINT and "
-            f"HF_HUB_OFFLINE, then push again; what is on this machine stays as it is."
-        ) from error
-
-
-def check_repo_id(repo_id: str, example: str = "jane/kdmri-student") -> None:
-    """Refuse what is not of the form `user/name`.
+        plans: What each is to hold.
+        private: Make new repositories private.
+        tag: Name of a release, set on every commit.
+        timeout: Seconds without a byte from the Hub.
+        token: Instead of the one of `hf auth login` or HF_TOKEN.
+        journal: Gets a line for whatever is done.
 
     Raises:
-        ValueError: it has another form.
+        PublishError: not logged in, or the Hub refused or could not be reached; the message says what is there.
     """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no repository name: {error}") from error
-    if repo_id.count("/") != 1:
-        raise ValueError(f"{repo_id!r} is no repository name; expected user/name, for instance {example}")
+    journal = Journal() if journal is None else journal
+    check_login(f"push to {', '.join(plan.title for plan in plans)}", token)
+    api = HfApi(token=token, library_name="hf_kdmri")
+    with impatient_client(timeout):
+        states = [inspect(plan, api, private=private, tag=tag) for plan in plans]
+        try:
+            return [carry_out(state, api, journal, private=private, tag=tag) for state in states]
+        except PublishError as error:
+            raise journal.after(error) from None
+        except KeyboardInterrupt:
+            raise journal.after(PublishError("interrupted")) from None

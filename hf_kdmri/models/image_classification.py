@@ -36,10 +36,12 @@ class KDConfig(TimmWrapperConfig):
         num_scales: stage maps returned by `stage_features`, coarsest strides first chosen (3: strides 8, 16 and 32).
         calibration_temperature: what logits are to be divided by for calibrated probabilities, fitted on validation
             slices; None where none was. The model's own logits are never divided.
+        distillation: where a student comes from, see `hf_kdmri.hub.provenance`; None for other models.
     """
 
     num_scales: int = 3
     calibration_temperature: float | None = None
+    distillation: dict[str, Any] | None = None
 
     def validate_calibration_temperature(self) -> None:
         """Refuse what no logits can be divided by."""
@@ -52,6 +54,8 @@ class KDConfig(TimmWrapperConfig):
         output = super().to_dict()
         output["architectures"] = [_PUBLIC_ARCHITECTURE]
         output["model_args"] = output.get("model_args") or {}  # timm reads null as a mapping and fails
+        if output.get("distillation") is None:
+            output.pop("distillation", None)
         return output
 
 

@@ -12,7 +12,15 @@ from accelerate import PartialState
 from hf_kdmri.models import TimmClassifier
 from hf_kdmri.training.inputs import RunData, prepare_data, views_of
 from hf_kdmri.training.options import OptionError, RunOptions
-from hf_kdmri.training.outcome import machine, model_row, run_command, run_facts, versions, write_figures
+from hf_kdmri.training.outcome import (
+    machine,
+    model_row,
+    prepare_student_for_the_hub,
+    run_command,
+    run_facts,
+    versions,
+    write_figures,
+)
 from hf_kdmri.training.reporting import SCHEMA, FinishedFold, evaluate_folds, finished_folds, pool, pooled_rows
 from hf_kdmri.training.run_folder import RunFolder
 from hf_kdmri.training.run_report import write_report
@@ -146,7 +154,9 @@ def evaluate(
         write_figures(run, options, list(rows.values()), data, predictions.probabilities["student"])
         look_where(models, data, predictions, options, run)
         corrupt_images(models, data, options, run)
-        fold = FinishedFold(run, {**run_facts(run, options, data), "card": card_facts(options, data)}, rows)
+        facts = {**run_facts(run, options, data), "card": card_facts(options, data)}
+        prepare_student_for_the_hub(run, options, data, facts, models)
+        fold = FinishedFold(run, facts, rows)
         if alone:
             _finish(run, [fold], fold.facts)
         else:

@@ -24,6 +24,8 @@ from hf_kdmri.evaluation import (
     plot_prediction_grid,
     plot_training_curves,
 )
+from hf_kdmri.hub.provenance import code_state, provenance, public_command, teacher_of, write_provenance
+from hf_kdmri.hub.samples import write_samples
 from hf_kdmri.models import TimmClassifier
 from hf_kdmri.training.inputs import RunData, describe
 from hf_kdmri.training.options import RunOptions
@@ -106,6 +108,17 @@ def write_figures(
     return [str(paths[0]) for paths in (curves, grid, comparison)]
 
 
+def prepare_student_for_the_hub(
+    run: RunFolder, options: RunOptions, data: RunData, facts: Mapping[str, Any], models: Mapping[str, TimmClassifier]
+) -> None:
+    """Write into the student's folder what its card and a push need: provenance in `config.json`, sample images."""
+    folder = run.model_folder("student")
+    teacher = teacher_of(options.as_dict(), models["teacher"].config.architecture)
+    write_provenance(folder, provenance(facts, options.as_dict(), teacher))
+    if data.own is None:
+        write_samples(folder, data.labels)
+
+
 def run_facts(run: RunFolder, options: RunOptions, data: RunData) -> dict[str, Any]:
     """What else `metrics.json` should say: the command, the data, the machine."""
     groups = (
@@ -134,6 +147,7 @@ def run_facts(run: RunFolder, options: RunOptions, data: RunData) -> dict[str, A
             if "train_runtime" in row
         },
         "versions": versions(),
+        "code": code_state(),
         "machine": machine(),
     }
 
@@ -157,12 +171,20 @@ def run_command(public: bool = False) -> str:
     Args:
         public: shorten absolute paths to their last part, so that a card does not publish someone's folders.
     """
-    return shlex.join(["accelerate", "launch", *(map(_without_folders, sys.argv) if public else sys.argv)])
+    words = ["accelerate", "launch", *_without_token(sys.argv)]
+    return public_command(words) if public else shlex.join(words)
 
 
-def _without_folders(argument: str) -> str:
-    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-    return f"{option}{equals}{Path(value).name if Path(value).is_absolute() else value}"
+def _without_token(words: Sequence[str]) -> list[str]:
+    """The words without the value of `--hub_token`: metrics, cards and reports are shown to others."""
+    shown = [*words]
+    for place, word in enumerate(words):
+        if word.replace("-", "_").startswith("__hub_token"):
+            if "=" in word:
+                shown[place] = f"{word.split('=')[0]}=TOKEN"
+            elif place + 1 < len(words):
+                shown[place + 1] = "TOKEN"
+    return shown
 
 
 def versions() -> dict[str, str]:

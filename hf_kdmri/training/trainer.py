@@ -10,20 +10,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hf_kdmri.data.augmentation import RandomViews
 from hf_kdmri.data.views import ViewDataset
 from hf_kdmri.distillation import DistillationModel
 from hf_kdmri.training.arguments import DistillationTrainingArguments
+from hf_kdmri.training.hub_push import StudentPush
 from hf_kdmri.training.teacher_cache import TeacherCache, TeacherCacheError, cache_facts, prepare_teacher_cache
 
 HEAD_FILE = "distillation_head.safetensors"
 STUDENT_FILE = "model.safetensors"
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(StudentPush):
     """Train a `DistillationModel`: cross-entropy, and what the teacher adds.
 
     A checkpoint is the student's own folder (loadable by `from_pretrained`), `distillation_head.safetensors` if
