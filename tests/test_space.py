@@ -12,20 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from page_browser import CHROMIUM, NO_CHROMIUM, PATIENCE, answer, chromium, forget_answer, give, open_page, served
 from PIL import Image, features
 
 from hf_kdmri import StudentForImageClassification
 from hf_kdmri.data.pixels import window_to_uint8
 from hf_kdmri.inference import ImageClassifier, read_image, save_temperature
-from tests.space_browser import PATIENCE, answer, chromium, forget_answer, give, open_page, served
 from tests.space_pictures import colour, grey, head, write_nifti, write_pictures
 from tests.space_refused import write_refused
 
+_NEEDED = ("onnx", "onnxscript", "onnxruntime", "pydicom", "playwright")
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM),
     pytest.mark.skipif(
-        any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime", "pydicom")),
-        reason="onnx, onnxscript, onnxruntime or pydicom is not installed (extras onnx and test)",
+        any(importlib.util.find_spec(name) is None for name in _NEEDED),
+        reason=f"not all of {', '.join(_NEEDED)} are installed: pip install 'hf_kdmri[test,onnx]'",
     ),
 ]
 EVIL = '<script>document.title="taken"</script><img src=x onerror=alert(1)>'
@@ -211,7 +213,7 @@ def test_foreign_pictures_are_warned_of_and_slices_are_not(page, pictures, tmp_p
     for name, pixels in (("colourful", colour(90, 90, 1)), ("bright", 255 - grey(90, 90, 1))):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
         give(page, tmp_path / f"{name}.png")
-        assert "does not look like a greyscale MRI slice" in page.inner_text("#warnings .notice")
+        assert page.inner_text("#verdict") == "Does not look like an MRI slice"
         assert name in page.inner_text("#warnings .notice")
 
 

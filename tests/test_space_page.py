@@ -6,6 +6,10 @@ import hashlib
 import importlib.util
 import json
 import re
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -167,6 +171,30 @@ def test_the_page_asks_nothing_of_other_servers() -> None:
             path
         )
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", text), path
+
+
+@pytest.mark.slow
+def test_a_wheel_carries_the_page_and_all_other_data(tmp_path) -> None:
+    if importlib.util.find_spec("setuptools") is None:
+        pytest.skip("setuptools is not installed, and building without it would need the network")
+    copy = tmp_path / "source"
+    for name in ("hf_kdmri", "dataset_script", "model_cards", "space"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, copy]
+    subprocess.run(command, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    carried = set(zipfile.ZipFile(wheel).namelist())
+    data = {
+        path.relative_to(copy).as_posix()
+        for pattern in ("hf_kdmri/**/*", "dataset_script/**/*", "model_cards/**/*")
+        for path in copy.glob(pattern)
+        if path.suffix in (".py", ".csv", ".md", ".jinja", ".json")
+    }
+    page = {f"hf_kdmri/{path.relative_to(copy).as_posix()}" for path in copy.glob("space/**/*") if path.is_file()}
+    assert len(page) > 30
+    assert (data | page) - carried == set()
 
 
 def test_the_committed_page_is_where_a_checkout_has_it() -> None:

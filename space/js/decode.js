@@ -33,7 +33,7 @@ export async function openFile(bytes) {
   if (kind === "dicom") return { picture: await openDicom(bytes) };
   const { transparent, ...picture } = await decodeInBrowser(bytes, kind);
   const notes = transparent ? ["Its transparent parts were read as black."] : [];
-  return { picture: { ...reduceGrey(picture), format: { jpeg: "JPEG", webp: "WebP" }[kind] ?? kind.toUpperCase(), notes } };
+  return { picture: { ...picture, format: { jpeg: "JPEG", webp: "WebP" }[kind] ?? kind.toUpperCase(), notes } };
 }
 
 /**
@@ -69,5 +69,7 @@ function reduceGrey(picture) {
   const { data, channels } = picture;
   if (channels === 1) return picture;
   for (let i = 0; i < data.length; i += 3) if (data[i] !== data[i + 1] || data[i] !== data[i + 2]) return picture;
-  return { ...picture, data: data.filter((_, i) => i % 3 === 0), channels: 1 };
+  const grey = new Uint8Array(data.length / 3);
+  for (let i = 0; i < grey.length; i++) grey[i] = data[3 * i];
+  return { ...picture, data: grey, channels: 1 };
 }

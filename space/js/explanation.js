@@ -3,7 +3,7 @@
 import { paintOverlay } from "./paint.js";
 
 const element = (id) => document.getElementById(id);
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
 const TELLING = 0.02; // a fall in probability below this is not worth calling a finding
 
 export class Explanation {

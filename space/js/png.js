@@ -33,7 +33,7 @@ export async function decodePng(bytes) {
   const channels = colour === 2 || colour === 6 || colour === 3 ? 3 : 1;
   const wide = depth === 16 && colour === 0;
   const data = new (wide ? Uint16Array : Uint8Array)(width * height * channels);
-  const put = pixelWriter(data, { depth, colour, samples, channels, palette });
+  const write = lineWriter(data, { depth, colour, samples, channels, palette });
   let at = 0;
   passes.forEach(([x0, y0, stepX, stepY], pass) => {
     const [columns, lines] = sizes[pass];
@@ -45,9 +45,7 @@ export async function decodePng(bytes) {
       const filter = raw[at];
       const current = raw.subarray(at + 1, at + 1 + stride);
       unfilter(filter, current, above, step);
-      for (let column = 0; column < columns; column++) {
-        put(current, column, (y0 + line * stepY) * width + x0 + column * stepX);
-      }
+      write(current, columns, (y0 + line * stepY) * width + x0, stepX);
       above = current;
       at += 1 + stride;
     }
@@ -87,24 +85,32 @@ function readHeader(body) {
   return { width, height, depth, colour, interlaced: body[12] === 1 };
 }
 
-/** Return what writes pixel number `column` of a line to place `to` of the picture. */
-function pixelWriter(data, { depth, colour, samples, channels, palette }) {
+/** Return what writes a line's pixels to every `step`th place of the picture from place `to` on. */
+function lineWriter(data, { depth, colour, samples, channels, palette }) {
   if (colour === 3) {
-    return (line, column, to) => {
-      const index = 3 * sampleOf(line, column, depth);
-      for (let c = 0; c < 3; c++) data[3 * to + c] = palette[index + c] ?? 0;
+    return (line, columns, to, step) => {
+      for (let column = 0; column < columns; column++, to += step) {
+        const index = 3 * sampleOf(line, column, depth);
+        for (let c = 0; c < 3; c++) data[3 * to + c] = palette[index + c] ?? 0;
+      }
     };
   }
   if (depth < 8) {
     const scale = 255 / (2 ** depth - 1);
-    return (line, column, to) => (data[to] = sampleOf(line, column, depth) * scale);
+    return (line, columns, to, step) => {
+      for (let column = 0; column < columns; column++, to += step) data[to] = sampleOf(line, column, depth) * scale;
+    };
   }
   if (data instanceof Uint16Array) {
-    return (line, column, to) => (data[to] = (line[2 * column] << 8) | line[2 * column + 1]);
+    return (line, columns, to, step) => {
+      for (let i = 0; i < 2 * columns; i += 2, to += step) data[to] = (line[i] << 8) | line[i + 1];
+    };
   }
   const width = depth >> 3;
-  return (line, column, to) => {
-    for (let c = 0; c < channels; c++) data[channels * to + c] = line[(column * samples + c) * width];
+  return (line, columns, to, step) => {
+    for (let column = 0; column < columns; column++, to += step) {
+      for (let c = 0; c < channels; c++) data[channels * to + c] = line[(column * samples + c) * width];
+    }
   };
 }
 
@@ -116,15 +122,19 @@ function sampleOf(line, column, depth) {
 
 /** Undo a line's prediction in place; `above` is the line before, zeros for the first. */
 function unfilter(filter, line, above, step) {
-  if (filter > 4) throw new Refusal(`The PNG has a line filter ${filter}, which does not exist; it is damaged.`);
-  if (filter === 0) return;
-  for (let i = 0; i < line.length; i++) {
-    const left = i >= step ? line[i - step] : 0;
-    const up = above[i];
-    if (filter === 1) line[i] += left;
-    else if (filter === 2) line[i] += up;
-    else if (filter === 3) line[i] += (left + up) >> 1;
-    else line[i] += paeth(left, up, i >= step ? above[i - step] : 0);
+  const length = line.length;
+  if (filter === 1) {
+    for (let i = step; i < length; i++) line[i] += line[i - step];
+  } else if (filter === 2) {
+    for (let i = 0; i < length; i++) line[i] += above[i];
+  } else if (filter === 3) {
+    for (let i = 0; i < length; i++) line[i] += ((i >= step ? line[i - step] : 0) + above[i]) >> 1;
+  } else if (filter === 4) {
+    for (let i = 0; i < length; i++) {
+      line[i] += i >= step ? paeth(line[i - step], above[i], above[i - step]) : above[i];
+    }
+  } else if (filter !== 0) {
+    throw new Refusal(`The PNG has a line filter ${filter}, which does not exist; it is damaged.`);
   }
 }
 

@@ -3,8 +3,8 @@
 import { paintSquare } from "./paint.js";
 
 const element = (id) => document.getElementById(id);
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
-const milliseconds = (time) => (time < 10 ? `${time.toFixed(1)} ms` : `${Math.round(time)} ms`);
+const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
+const milliseconds = (time) => (time < 10 ? `${time.toFixed(1)}\u00a0ms` : `${Math.round(time)}\u00a0ms`);
 
 /**
  * Show a result.
@@ -18,15 +18,13 @@ export function showResult(result, facts, name) {
   const { picture, square, probabilities, times } = result;
   const order = probabilities.map((_, index) => index).sort((one, other) => probabilities[other] - probabilities[one]);
   const [best] = order;
-  const sure = probabilities[best] >= facts.threshold;
   const foreign = picture.foreign.length > 0;
 
   element("file-name").textContent = `${name} · ${picture.format}, ${picture.width} × ${picture.height} pixels`;
-  element("verdict").textContent = sure ? facts.labels[best] : "Not sure enough to say";
-  element("verdict").classList.toggle("unsure", !sure || foreign);
-  element("verdict-more").textContent = sure
-    ? `Of ${facts.labels.length} names, the model gives this one ${percent(probabilities[best])}.`
-    : `The likeliest name, ${facts.labels[best]}, gets only ${percent(probabilities[best])}, less than the ${percent(facts.threshold)} asked for.`;
+  const [verdict, more] = wordsFor(facts, facts.labels[best], probabilities[best], foreign);
+  element("verdict").textContent = verdict;
+  element("verdict").classList.toggle("unsure", verdict !== facts.labels[best]);
+  element("verdict-more").textContent = more;
   showWarnings(picture);
   showBars(order, probabilities, facts.labels);
   const calibrated = facts.temperature === null ? "not calibrated" : `calibrated (temperature ${facts.temperature.toFixed(2)})`;
@@ -43,7 +41,18 @@ export function showResult(result, facts, name) {
   section.hidden = false;
   Object.assign(section.dataset, times);
   const likeliest = order.slice(0, 3).map((index) => `${facts.labels[index]} ${percent(probabilities[index])}`);
-  return `${foreign ? "This does not look like an MRI slice. " : ""}${element("verdict").textContent}. ${likeliest.join(", ")}.`;
+  return `${verdict}. ${likeliest.join(", ")}.`;
+}
+
+function wordsFor({ labels, threshold }, label, probability, foreign) {
+  if (foreign) {
+    return ["Does not look like an MRI slice", `The model would call it ${label} (${percent(probability)}): it has a name for every picture.`];
+  }
+  if (probability < threshold) {
+    const asked = `less than the ${percent(threshold)} asked for`;
+    return ["Not sure enough to say", `The likeliest name, ${label}, gets only ${percent(probability)}, ${asked}.`];
+  }
+  return [label, `Of ${labels.length} names, the model gives this one ${percent(probability)}.`];
 }
 
 /**
@@ -78,9 +87,7 @@ export function showModel(facts) {
 function showWarnings({ foreign, doubtful, notes }) {
   const boxes = [];
   if (foreign.length > 0) {
-    boxes.push(
-      textElement("p", `This does not look like a greyscale MRI slice: ${foreign.join("; ")}. The answer means nothing then.`, "notice"),
-    );
+    boxes.push(textElement("p", `Why: ${foreign.join("; ")}. If it is no slice, the numbers below mean nothing.`, "notice"));
   }
   const small = [...doubtful, ...notes].join(" ");
   if (small) boxes.push(textElement("p", small, "quiet"));

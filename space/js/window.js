@@ -12,17 +12,9 @@ const PERCENTILES = [0.1, 99.9];
  * @throws {Refusal} Not finite, or constant between the percentiles.
  */
 export function windowTo8Bit(values) {
-  let smallest = Infinity;
-  let largest = -Infinity;
-  let whole = true;
-  for (let i = 0; i < values.length; i++) {
-    const value = values[i];
-    if (!Number.isFinite(value)) throw new Refusal("The picture has pixels that are not finite (NaN or infinite).");
-    if (value < smallest) smallest = value;
-    if (value > largest) largest = value;
-    if (!Number.isInteger(value)) whole = false;
-  }
-  const atRank = whole && largest - smallest < 2 ** 16 ? fromHistogram(values, smallest, largest) : fromSorted(values);
+  const { smallest, largest, whole } = survey(values);
+  const counted = whole && largest - smallest < 2 ** 16;
+  const atRank = counted ? fromHistogram(values, smallest, largest) : fromSorted(values);
   const [low, high] = PERCENTILES.map((percentile) => {
     const position = (percentile / 100) * (values.length - 1);
     const rank = Math.floor(position);
@@ -31,11 +23,29 @@ export function windowTo8Bit(values) {
   });
   if (high <= low) throw new Refusal("The picture is constant between its percentiles 0.1 and 99.9: nothing to classify.");
   const factor = 255 / (high - low);
+  const shade = (value) => roundHalfEven((Math.min(Math.max(value, low), high) - low) * factor);
   const data = new Uint8Array(values.length);
-  for (let i = 0; i < values.length; i++) {
-    data[i] = roundHalfEven((Math.min(Math.max(values[i], low), high) - low) * factor);
+  if (counted) {
+    const table = Uint8Array.from({ length: largest - smallest + 1 }, (_, level) => shade(level + smallest));
+    for (let i = 0; i < values.length; i++) data[i] = table[values[i] - smallest];
+  } else {
+    for (let i = 0; i < values.length; i++) data[i] = shade(values[i]);
   }
   return { data, low, high };
+}
+
+function survey(values) {
+  let smallest = Infinity;
+  let largest = -Infinity;
+  let whole = true;
+  for (let i = 0; i < values.length; i++) {
+    const value = values[i];
+    if (value < smallest) smallest = value;
+    if (value > largest) largest = value;
+    if (value !== Math.floor(value)) whole = false; // NaN, too
+    if (value - value !== 0) throw new Refusal("The picture has pixels that are not finite (NaN or infinite).");
+  }
+  return { smallest, largest, whole };
 }
 
 /**

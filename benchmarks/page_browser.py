@@ -1,4 +1,4 @@
-"""A static server and a headless Chromium for the tests of the page."""
+"""A static server and a headless Chromium, for the benchmark and the tests of the page in `space/`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 CHROMIUM = os.environ.get("KDMRI_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+NO_CHROMIUM = "no Chromium on this machine: apt-get install chromium, or set KDMRI_CHROMIUM to its path"
 PATIENCE = 60_000  # milliseconds
 
 
@@ -38,11 +37,17 @@ def served(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """A headless Chromium of the system; skips where it or Playwright is missing."""
-    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (extra test)")
+    """Give a headless Chromium, the one installed on the system.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ImportError: Playwright is not installed.
+    """
+    from playwright.sync_api import sync_playwright
+
     if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium, or set KDMRI_CHROMIUM to its path")
-    with api.sync_playwright() as playwright:
+        raise FileNotFoundError(NO_CHROMIUM)
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM)
         yield browser
         browser.close()
