@@ -75,6 +75,7 @@ def write_pictures(folder: Path) -> dict[str, Image.Image]:
         write(folder / name)
         shown = pixels if pixels.dtype == np.uint8 else window_to_uint8(pixels)[0]
         expected[name] = image(shown).convert("RGB")
+        assert np.array_equal(expected[name], read_image(folder / name)), name
     return expected
 
 
