@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from hf_kdmri.cli import evaluate, export, predict, push, runs, serve
+from hf_kdmri.cli import evaluate, export, predict, push, runs, serve, space
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,5 +25,6 @@ for command, example in (
     (export.export, export.EXAMPLE),
     (serve.serve, serve.EXAMPLE),
     (push.push, push.EXAMPLE),
+    (space.space, space.EXAMPLE),
 ):
     app.command(epilog=f"Example: {example}")(command)
