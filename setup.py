@@ -8,6 +8,6 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["hf_kdmri*", "dataset_script*", "model_cards*"]), "hf_kdmri.space"],
     package_dir={"hf_kdmri.space": "space"},
-    package_data={"": ["*.csv", "*.md", "*.jinja", "*.json"], "hf_kdmri.space": ["**/*"]},
+    package_data={"": ["*.csv", "*.md", "*.jinja", "*.json", "*.bib"], "hf_kdmri.space": ["**/*"]},
     include_package_data=False,  # else setuptools takes the page's folders for packages that were forgotten
 )

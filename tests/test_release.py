@@ -21,6 +21,8 @@ from tests.hub import Fault, refuse, serve_hub
 from tests.hub.client import use_hub
 from tests.hub.run_fixture import make_run
 
+OTHER_CARD = "---\npipeline_tag: image-classification\nlibrary_name: transformers\n---\n# other\n"
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -54,6 +56,7 @@ def test_the_student_goes_with_everything_a_stranger_needs(run, hub):
         "README.md",
         "config.json",
         "figures/training_curves.png",
+        "handler.py",
         "model.safetensors",
         "onnx/model.onnx",
         "results.json",
@@ -161,7 +164,7 @@ def test_a_repeated_push_says_already_there(run, hub):
     assert again.exit_code == 0 and again.output.count("all files are there already") == 2
     assert commits == {repo: len(repository.commits) for repo, repository in hub.repositories.items()}
     assert len(hub.collections) == 1
-    (run / "student" / "README.md").write_text("---\ntags: [b]\n---\n# other\n")
+    (run / "student" / "README.md").write_text(OTHER_CARD)
     changed = kdmri("push", run, "--to", "jane/x", "--tag", "v1.0")
     assert changed.exit_code == 1 and "has a tag v1.0 already" in changed.output
 
@@ -251,7 +254,7 @@ def test_a_collection_that_fails_says_that_the_rest_is_there(run, hub):
 def test_a_tag_that_stands_on_the_teacher_stops_all_of_it(run, hub):
     push_release(plan_release(run, "jane/x"), tag="v1")
     (run / "teacher" / "config.json").write_text((run / "teacher" / "config.json").read_text() + "\n")
-    (run / "student" / "README.md").write_text("---\ntags: [b]\n---\n# other\n")
+    (run / "student" / "README.md").write_text(OTHER_CARD)
     commits = len(hub.model("jane/x").commits)
     with pytest.raises(PublishError, match="jane/x-teacher has a tag v1 already"):
         push_release(plan_release(run, "jane/x"), tag="v1")
@@ -287,3 +290,11 @@ def test_the_model_with_provenance_is_read_and_written_again(run, tmp_path):
     model.save_pretrained(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "config.json").read_text())["distillation"]["data"] == "d"
     assert yaml.safe_load((run / "config.yaml").read_text())["teacher"] is None
+
+
+def test_a_card_that_breaks_the_hubs_rules_stops_the_push(run, hub):
+    card = run / "student" / "README.md"
+    card.write_text(card.read_text().replace("pipeline_tag: image-classification", "pipeline_tag: guessing"))
+    with pytest.raises(PublishError, match=r"pipeline_tag is 'guessing'"):
+        plan_release(run, "jane/x")
+    assert not hub.repositories

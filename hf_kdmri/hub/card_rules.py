@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -41,23 +41,39 @@ def check_card(folder: str | Path) -> ModelCardData:
     path = Path(folder) / "README.md"
     if not path.is_file():
         raise CardError(f"{path} is missing")
-    text = path.read_text(encoding="utf-8")
+    return check_card_text(path.read_text(encoding="utf-8"), lambda name: (Path(folder) / name).is_file(), str(path))
+
+
+def check_card_text(text: str, holds: Callable[[str], bool], name: str = "README.md") -> ModelCardData:
+    """Check a card that is not on disk.
+
+    Args:
+        text: of the card.
+        holds: whether the repository will hold a file of this path.
+        name: what messages call the card.
+
+    Returns:
+        The card's metadata.
+
+    Raises:
+        CardError: the card has faults.
+    """
     head = _HEAD.match(text)
     if head is None:
-        raise CardError(f"{path} does not begin with metadata between two lines of ---")
+        raise CardError(f"{name} does not begin with metadata between two lines of ---")
     try:
         metadata = yaml.safe_load(head[1])
     except yaml.YAMLError as error:
-        raise CardError(f"the metadata of {path} are no YAML: {error}") from error
+        raise CardError(f"the metadata of {name} are no YAML: {error}") from error
     if not isinstance(metadata, dict):
-        raise CardError(f"the metadata of {path} are no mapping")
-    faults = [*_metadata_faults(metadata), *_picture_faults(metadata, text, Path(folder)), *_text_faults(text)]
+        raise CardError(f"the metadata of {name} are no mapping")
+    faults = [*_metadata_faults(metadata), *_picture_faults(metadata, text, holds), *_text_faults(text)]
     try:
         data = ModelCardData(**metadata, ignore_metadata_errors=False)
     except (ValueError, TypeError, KeyError) as error:
         faults.append(f"model-index: {error}")
     if faults:
-        raise CardError(f"{path} breaks the Hub's rules:\n" + "\n".join(f"  {fault}" for fault in faults))
+        raise CardError(f"{name} breaks the Hub's rules:\n" + "\n".join(f"  {fault}" for fault in faults))
     return data
 
 
@@ -104,25 +120,25 @@ def _result_faults(result: Any) -> Iterator[str]:
             yield f"model-index: {metric.get('name') or metric.get('type')} is {value!r}; expected a finite number"
 
 
-def _picture_faults(metadata: dict[str, Any], text: str, folder: Path) -> Iterator[str]:
+def _picture_faults(metadata: dict[str, Any], text: str, holds: Callable[[str], bool]) -> Iterator[str]:
     widget = metadata.get("widget") or []
     for example in widget:
         if not isinstance(example, dict) or not isinstance(example.get("src"), str):
             yield f"widget: {example!r} has no src"
-        elif fault := _missing(example["src"], folder):
+        elif fault := _missing(example["src"], holds):
             yield f"widget: {fault}"
     for link in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", text):
-        if fault := _missing(link, folder):
+        if fault := _missing(link, holds):
             yield fault
 
 
-def _missing(place: str, folder: Path) -> str | None:
+def _missing(place: str, holds: Callable[[str], bool]) -> str | None:
     if re.match(r"https?://", place):
         return None
     parts = PurePosixPath(place)
     if parts.is_absolute() or ".." in parts.parts:
         return f"{place} lies outside the repository"
-    return None if (folder / parts).is_file() else f"{place} is not in the folder"
+    return None if holds(str(parts)) else f"{place} is not in the folder"
 
 
 def _text_faults(text: str) -> Iterator[str]:

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_kdmri.hub.card_rules import CardError, check_card_text
 from hf_kdmri.hub.contents import REQUIRED_FILES, Content, collect_folder
+from hf_kdmri.hub.endpoint_handler import HANDLER
 from hf_kdmri.hub.hub_errors import PublishError
 from hf_kdmri.hub.provenance import KEY, config_text, provenance, public_command, teacher_of
 from hf_kdmri.hub.repository import RepositoryPlan
@@ -82,7 +84,8 @@ def student_plan(
     files["config.json"] = config_text(_with_provenance(config, metrics, options, teacher_id)).encode()
     if "README.md" in files:
         card = (folder / "README.md").read_text(encoding="utf-8")
-        files["README.md"] = link_student_card(card, repo_id, teacher_id=teacher_id, dataset_id=dataset_id).encode()
+        linked = link_student_card(card, repo_id, teacher_id=teacher_id, dataset_id=dataset_id)
+        files["README.md"] = linked.encode()
     else:
         notes.append("no README.md in student/: published without a card")
     results = _public_results(metrics)
@@ -96,6 +99,12 @@ def student_plan(
             if place is not None and (figure := place / "figures" / f"{name}.png").is_file():
                 files[f"figures/{name}.png"] = figure
                 break
+    files["handler.py"] = HANDLER
+    if "README.md" in files:
+        try:
+            check_card_text(linked, files.__contains__, f"{folder / 'README.md'}")
+        except CardError as error:
+            raise PublishError(f"{error}\nMend the card, or make it again with kdmri report {run}") from error
     return RepositoryPlan(
         repo_id,
         dict(sorted(files.items())),
