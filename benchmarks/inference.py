@@ -30,14 +30,13 @@ import torch
 from cold_start import measure_cold_start
 from inference_runtimes import EAGER, NAMES, Runtime, build_runtimes
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 from timing import circumstances, spread
 
 from hf_kdmri import StudentForImageClassification
-from hf_kdmri.cli.export_images import FileImages, find_export_images
+from hf_kdmri.cli.export_images import FileImages, SplitImages, find_export_images
 from hf_kdmri.data import write_phantom_archives
 from hf_kdmri.data.loading import load_slices
+from hf_kdmri.evaluation.report import markdown_table
 from hf_kdmri.export import export_onnx, export_openvino, export_torch, quantize_onnx
 from hf_kdmri.export.source import SourceModel
 
@@ -147,8 +146,6 @@ def load_images(arguments: argparse.Namespace, scratch: Path, labels: list[str])
     )
     labelled: Any = given.labelled if isinstance(given.labelled, FileImages) else None
     if labelled is None and arguments.data_dir is not None:
-        from hf_kdmri.cli.export_images import SplitImages
-
         labelled = SplitImages(load_slices(data_dir=data_dir, cache_dir=cache_dir, fold=arguments.fold)["test"])
     return {"calibration": given.training, "labelled": labelled}
 
@@ -211,46 +208,41 @@ def processor_name() -> str:
 
 
 def print_tables(result: dict[str, Any]) -> None:
-    """The figures for people."""
-    console = Console(width=140)
+    """The figures for people, as Markdown."""
     model, settings, accuracy = result["model"], result["settings"], result["accuracy"]
-    console.print(
-        f"{model['architecture']}, {model['input_size'][-1]} px; {result['device']}; "
-        + ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    )
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    print(f"{model['architecture']}, {model['input_size'][-1]} px; {result['device']}; {versions}")
     for timing in result["timings"]:
-        table = Table(title=f"batch {timing['batch_size']}, {timing['threads']} threads, {settings['repeats']} rounds")
-        for heading in ("", "images / s", "p50 ms", "p95 ms", "times eager (min–max)", "accuracy", "drop, points"):
-            table.add_column(heading, justify="left" if not heading else "right")
+        title = f"batch {timing['batch_size']}, {timing['threads']} threads, {settings['repeats']} rounds"
+        heading = [title, "images / s", "p50 ms", "p95 ms", "times eager (min–max)"]
+        if accuracy:
+            heading += ["accuracy, %", "drop, points", "same class, %"]
+        lines = []
         for name, figure in timing["figures"].items():
-            times = figure["times_eager"]
-            scores = accuracy[name] if accuracy else None
-            table.add_row(
+            line = [
                 name,
                 f"{figure['images_per_second']['median']:.0f}",
                 f"{figure['p50_ms']:.2f}",
                 f"{figure['p95_ms']:.2f}",
-                f"{times['median']:.2f} ({times['min']:.2f}–{times['max']:.2f})",
-                f"{scores['accuracy']:.1f} %" if scores else "–",
-                f"{scores['drop']:.2f}" if scores else "–",
-            )
-        console.print(table)
-    if not result["cold_start"]:
-        return
-    table = Table(
-        title=f"first prediction, {settings['threads'][0]} threads, {settings['cold_repeats']} processes each"
-    )
-    for heading in ("", "s (min–max)", "of it importing", "loading"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for name, figure in result["cold_start"].items():
-        total = figure["seconds"]
-        table.add_row(
-            name,
-            f"{total['median']:.2f} ({total['min']:.2f}–{total['max']:.2f})",
-            f"{figure['importing']['median']:.2f}",
-            f"{figure['loading']['median']:.2f}",
-        )
-    console.print(table)
+                spell(figure["times_eager"]),
+            ]
+            if accuracy:
+                scores = accuracy[name]
+                line += [f"{scores['accuracy']:.1f}", f"{scores['drop']:.2f}", f"{100 * scores['agreement']:.1f}"]
+            lines.append(line)
+        print("\n" + markdown_table(heading, lines))
+    if result["cold_start"]:
+        title = f"first prediction, {settings['threads'][0]} threads, {settings['cold_repeats']} processes"
+        lines = [
+            [name, spell(figure["seconds"]), *(f"{figure[key]['median']:.2f}" for key in ("importing", "loading"))]
+            for name, figure in result["cold_start"].items()
+        ]
+        print(markdown_table([title, "s (min–max)", "of it importing", "loading"], lines))
+
+
+def spell(figure: dict[str, float]) -> str:
+    """Median and range."""
+    return f"{figure['median']:.2f} ({figure['min']:.2f}–{figure['max']:.2f})"
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ def _torch(
     model: Any = copy.deepcopy(source.model)
     model = model.to(dtype=dtype, memory_format=layout)
     if compiled:
+        torch.compiler.reset()  # else kernels for another number of threads, or none after several batch sizes
         model = torch.compile(model, dynamic=False)  # a kernel for each batch size, as one would deploy it
 
     @torch.inference_mode()
