@@ -35,7 +35,7 @@ def measure_cold_start(files: dict[str, Any], scratch: Path, threads: int, repea
         files: of each kind that `COLD` names.
         scratch: folder for the image and the compiler's cache.
         threads: of each process.
-        repeats: processes of each runtime.
+        repeats: processes of each runtime; 0 for none.
 
     Returns:
         For each runtime the spread of `seconds`, and of `importing` and `loading` within them.
@@ -43,7 +43,7 @@ def measure_cold_start(files: dict[str, Any], scratch: Path, threads: int, repea
     image = scratch / "slice.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (512, 512), dtype=np.uint8)).save(image)
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in COLD}
-    for repeat in range(repeats + 1):
+    for repeat in range(repeats + 1 if repeats else 0):
         for name, (runtime, file) in COLD.items():
             environment = os.environ | {
                 "OMP_NUM_THREADS": str(threads),
