@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from transformers import TimmWrapperImageProcessor
 
@@ -57,18 +55,10 @@ class OnnxImageClassifier(ImageClassifier):
         """Whether the file was quantised by `quantize_onnx`."""
         return "quantization" in self.facts
 
-    def prepare(self, images: list[Image.Image]) -> Tensor:
-        """Resize and normalise a batch as the model's own preprocessing says: (B, 3, H, W)."""
-        return self.processor(images, return_tensors="pt")["pixel_values"]
-
     def logits(self, pixel_values: Tensor) -> Tensor:
         """Logits (B, C) of a prepared batch, divided by the temperature if there is one."""
         (logits,) = self.session.run(["logits"], {"pixel_values": pixel_values.numpy()})
         return torch.from_numpy(logits if self.temperature is None else logits / np.float32(self.temperature))
-
-    def probabilities(self, images: list[Image.Image]) -> NDArray[np.float32]:
-        """Classify a batch: (B, C), each row sums to 1."""
-        return self.logits(self.prepare(images)).softmax(dim=-1).numpy()
 
 
 def _open(path: Path, threads: int | None) -> Any:
