@@ -378,7 +378,7 @@ def test_nothing_readable_is_an_error_not_a_score(model, scans, tmp_path) -> Non
 
 
 def test_export_and_its_failure(model, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("hf_kdmri.hub.onnx_export._EXTRA", ("onnx_is_not_here",))
+    monkeypatch.setattr("hf_kdmri.export.onnx_file._EXTRA", ("onnx_is_not_here",))
     result = run("export", model, "--to", "onnx", "--out", tmp_path / "s.onnx")
     assert result.exit_code == 1
     assert "pip install 'hf_kdmri[onnx]'" in result.stderr

@@ -15,7 +15,9 @@ from hf_kdmri.cli.exits import FAILED, USAGE, stop
 if TYPE_CHECKING:
     from hf_kdmri.inference import ImageClassifier, Outcome
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Model folder, or user/name on the Hugging Face Hub.")]
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="Model folder, .onnx file of kdmri export, or user/name on the Hub.")
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in memory at once.")]
 Calibrated = Annotated[
     bool, typer.Option("--calibrated", help="Divide logits by the temperature stored with the model; classes stay.")
@@ -33,8 +35,12 @@ def load_classifier(model: str, device: str, calibrated: bool = False) -> ImageC
     if (Path(model) / "student" / "config.json").is_file() and not (Path(model) / "config.json").is_file():
         stop(f"{model} is the folder of a run; its student is {Path(model) / 'student'}", USAGE)
     try:
+        if Path(model).suffix == ".onnx":
+            from hf_kdmri.onnx_inference import OnnxImageClassifier
+
+            return OnnxImageClassifier(model, device, calibrated=calibrated)
         return ImageClassifier(model, device, calibrated=calibrated)
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         stop(error, USAGE)
 
 

@@ -23,7 +23,7 @@ class ReportFormat(str, Enum):
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model folder, or user/name on the Hugging Face Hub.")],
+    model: Annotated[str, typer.Argument(help="Model folder, .onnx file of kdmri export, or user/name on the Hub.")],
     images: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder that the CSV's files lie in.")],
     labels: Annotated[
         Path,
