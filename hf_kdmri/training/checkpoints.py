@@ -154,7 +154,8 @@ class WholeCheckpoints(Trainer):
             if self.args.should_save:
                 self._finish(folder, name)
         except (OSError, RuntimeError, SafetensorError) as error:  # all three speak of full disks
-            if self.args.should_save:
+            # torch tells of a dead data worker wherever the process happens to be
+            if self.args.should_save and not str(error).startswith("DataLoader worker"):
                 raise _cannot_write(folder, name, error) from error
             raise
         finally:
