@@ -18,28 +18,45 @@ from accelerate import PartialState
 
 from hf_kdmri.evaluation import print_results
 from hf_kdmri.hub import PublishError, plan_release, push_release
+from hf_kdmri.secrets import hide_in_logs_and_tracebacks, hide_secrets, show_error
 from hf_kdmri.training.job import CannotRun, run_job
 from hf_kdmri.training.options import OptionError, RunOptions, parse_options
 from hf_kdmri.training.outcome import results_title
 from hf_kdmri.training.run_folder import RunFolder
+from hf_kdmri.training.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped, ignore_sigterm, watch_for_sigterm
 
 
 def main() -> None:
-    """Run whatever the run folder does not hold yet."""
+    """Run whatever the run folder does not hold yet, and end with one of the exit codes that `--help` lists."""
+    hide_in_logs_and_tracebacks()
+    watch_for_sigterm()
     try:
-        options = parse_options()
-        # After the options: transformers takes a quiet logger for a wish to have no progress bars.
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()  # its own, for small files; training keeps its bar
-        options.training.apply_cpu_threads()
-        state = PartialState(cpu=options.training.use_cpu)
-        run = RunFolder(Path(options.training.output_dir or "runs/unnamed"))
-        run_job(options, run, state)
+        run_and_tell()
     except (OptionError, CannotRun) as error:
-        sys.exit(f"train_kd.py: error: {error}")
+        sys.exit(f"train_kd.py: error: {hide_secrets(str(error))}")
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)
+    except Stopped:
+        ignore_sigterm()  # a launcher may send a second one to a process of a group that had the first
+        print("\nStopped by SIGTERM. The same command goes on from here.", file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
+    except Exception as error:
+        ignore_sigterm()
+        show_error(type(error), error, error.__traceback__)
+        sys.exit("train_kd.py: stopped by the error above; the same command goes on from the last whole checkpoint")
+
+
+def run_and_tell() -> None:
+    """Read the options, run, print what came of it, and push if asked to."""
+    options = parse_options()
+    # After the options: transformers takes a quiet logger for a wish to have no progress bars.
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()  # its own, for small files; training keeps its bar
+    options.training.apply_cpu_threads()
+    state = PartialState(cpu=options.training.use_cpu)
+    run = RunFolder(Path(options.training.output_dir or "runs/unnamed"))
+    run_job(options, run, state)
     show_outcome(run, state)
     if options.training.push_to_hub and state.is_main_process:
         push(run, options)
@@ -53,7 +70,7 @@ def push(run: RunFolder, options: RunOptions) -> None:
             release, private=bool(options.training.hub_private_repo), token=options.training.hub_token
         )
     except (PublishError, OSError, ValueError) as error:
-        sys.exit(f"train_kd.py: the run is finished in {run.path}, but not pushed whole: {error}")
+        sys.exit(f"train_kd.py: the run is finished in {run.path}, but not pushed whole: {hide_secrets(str(error))}")
     for note in release.notes:
         print(f"Note: {note}")
     for repository in released.repositories:

@@ -50,6 +50,17 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def sync_tree(folder: Path) -> None:
+    """Have the disk keep every file of a folder and of those within it, and which files they hold."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            sync_folder(path)
+        elif os.name == "posix":
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
+
+
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file in hexadecimal."""
     digest = hashlib.sha256()

@@ -60,6 +60,7 @@ def tiny_trainer(output_dir: Path, model: DistillationModel | None = None, **opt
     """A trainer on 32 views, without augmentation unless asked for."""
     augmentation = options.pop("augmentation", None)
     callbacks = options.pop("callbacks", None)
+    image_names = options.pop("image_names", None)
     defaults: dict[str, Any] = dict(
         per_device_train_batch_size=8,
         num_train_epochs=2,
@@ -76,4 +77,5 @@ def tiny_trainer(output_dir: Path, model: DistillationModel | None = None, **opt
         eval_dataset=tiny_views(16, seed=1),
         data_collator=collate_views,
         callbacks=callbacks,
+        image_names=image_names,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from hf_kdmri.cli import evaluate, export, predict, push, runs, serve, space
+from hf_kdmri.cli import evaluate, export, predict, push, reproduce, runs, serve, space
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,6 +22,7 @@ for command, example in (
     (evaluate.evaluate, evaluate.EXAMPLE),
     (runs.report, runs.REPORT_EXAMPLE),
     (runs.compare, runs.COMPARE_EXAMPLE),
+    (reproduce.reproduce, reproduce.EXAMPLE),
     (export.export, export.EXAMPLE),
     (serve.serve, serve.EXAMPLE),
     (push.push, push.EXAMPLE),

@@ -45,6 +45,13 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
             "need not ask it again; views_per_image is then by default the number of epochs."
         },
     )
+    loss_spike_factor: float = field(
+        default=10.0,
+        metadata={
+            "help": "A step's loss above this many times the median of the 100 before is logged as a spike, with its "
+            "images; 0: none is."
+        },
+    )
     # Fields of TrainingArguments whose defaults suit this task better.
     num_train_epochs: float = field(default=30.0, metadata={"help": "Epochs of every stage."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
@@ -55,7 +62,12 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Slices per evaluation batch and process."})
     logging_strategy: str = field(default="epoch", metadata={"help": "When to log: no, steps or epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint: no, steps or epoch."})
-    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept per stage."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints kept per stage; with 2, one is left where the last is damaged."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Without use here: numbers that are not finite stop the run."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Views need their index; leave this off."})
 
     def __post_init__(self) -> None:
@@ -66,6 +78,8 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
             raise ValueError(f"cpu_threads is {self.cpu_threads}; at least 1 is needed, or leave it out for all cores")
         if self.views_per_image is not None and self.views_per_image < 1:
             raise ValueError(f"views_per_image is {self.views_per_image}; at least 1 is needed")
+        if self.loss_spike_factor and not self.loss_spike_factor > 1:
+            raise ValueError(f"loss_spike_factor is {self.loss_spike_factor}; it must be above 1, or 0 for no spikes")
         LossOptions.__post_init__(self)
         if self.teacher_cache is not None and self.max_steps > 0 and self.views_per_image is None:
             raise ValueError("teacher_cache with max_steps needs views_per_image: how many views of each image to keep")

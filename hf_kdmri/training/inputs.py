@@ -124,8 +124,10 @@ def _slices(options: RunOptions, run: RunFolder, state: PartialState) -> RunData
     if data.phantom_slices is not None:
         phantoms = run.path / "phantoms"
         data_dir, cache_dir = str(phantoms), cache_dir or str(run.path / "cache")
-        if state.is_main_process and not phantoms.is_dir():
-            state.print(f"[1/5] Data: writing {data.phantom_slices} generated phantom slices to {phantoms}")
+        if state.is_main_process:
+            if not phantoms.is_dir():
+                state.print(f"[1/5] Data: writing {data.phantom_slices} generated phantom slices to {phantoms}")
+            # also where they were begun: it goes on after a kill, and leaves finished ones alone
             write_phantom_archives(phantoms, slices=data.phantom_slices, patients=data.phantom_slices // 5, seed=seed)
         state.wait_for_everyone()
     with state.main_process_first():

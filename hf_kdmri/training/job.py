@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,11 @@ from typing import Any
 from accelerate import PartialState
 
 from hf_kdmri.models import TimmClassifier
+from hf_kdmri.training.checkpoints import CheckpointError
+from hf_kdmri.training.environment import data_fingerprint, describe_environment
+from hf_kdmri.training.guard import DataWorkerError
 from hf_kdmri.training.inputs import RunData, prepare_data, views_of
+from hf_kdmri.training.numbers import NotFiniteError
 from hf_kdmri.training.options import OptionError, RunOptions
 from hf_kdmri.training.outcome import (
     machine,
@@ -39,7 +44,9 @@ def _mendable(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        raise CannotRun(str(error)) from error
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way_out = "; make room there, and the same command goes on from what is kept" if full else ""
+        raise CannotRun(f"{error}{way_out}") from error
 
 
 def run_job(options: RunOptions, run: RunFolder, state: PartialState) -> None:
@@ -61,6 +68,8 @@ def run_job(options: RunOptions, run: RunFolder, state: PartialState) -> None:
     if finished is not None and finished["run"].get("folds") == numbers:
         state.print(f"{run.path} holds this run, finished; nothing to do.")
         return
+    if state.is_main_process:
+        run.add_launch(_environment(options))
     for number, part in parts.items():
         state.print(f"\nFold {number} of {', '.join(map(str, numbers))}")
         run_fold(part, run.fold(number), state, alone=False)
@@ -87,6 +96,8 @@ def run_fold(options: RunOptions, run: RunFolder, state: PartialState, *, alone:
             state.print(f"{run.path} holds this run, finished; nothing to do.")
             return
         data = prepare_data(options, run, state)
+        if state.is_main_process:
+            run.add_launch(_environment(options), data_fingerprint(data.splits))
         if not alone and data.own is not None and "test" not in data.own.drawn:
             raise ValueError(
                 "--folds needs a test split that is dealt here, but the set brings its own; give --group_column to "
@@ -99,6 +110,10 @@ def run_fold(options: RunOptions, run: RunFolder, state: PartialState, *, alone:
         state.print(f"Teacher: {run.model_folder('teacher')}  (give it as --teacher to other runs)")
     else:
         evaluate(options, run, data, models, state, alone=alone)
+
+
+def _environment(options: RunOptions) -> dict[str, Any]:
+    return describe_environment(full_determinism=options.training.full_determinism)
 
 
 def train(
@@ -127,10 +142,10 @@ def train(
             state.print(f"[{number}/5] {stage}: training {model.config.architecture}{taught}")
             # One view serves both models, so it has the larger of their sizes.
             size = max(model.image_size, teacher.image_size if teacher is not None else 0)
-            with _mendable(OptionError, TeacherCacheError):
+            with _mendable(OptionError, TeacherCacheError, NotFiniteError, CheckpointError, DataWorkerError):
                 views = {"train": views_of(data.splits["train"], size, options, state, for_training=True)}
                 views["validation"] = views_of(data.splits["validation"], model.image_size, options, state)
-                train_stage(stage, model, teacher, views, options, run)
+                train_stage(stage, model, teacher, views, options, run, image_names=data.splits["train"]["slice"][:])
 
 
 def evaluate(

@@ -21,6 +21,7 @@ from transformers import HfArgumentParser
 from hf_kdmri.distillation import LossOptions
 from hf_kdmri.training.arguments import DistillationTrainingArguments
 from hf_kdmri.training.data_options import DataOptions, OptionError
+from hf_kdmri.whole_files import write_whole
 
 
 @dataclass
@@ -171,6 +172,7 @@ class RunOptions:
             if name in own or value != _plain(getattr(fresh, name)):
                 flat[name] = value
         flat.pop("config")
+        flat["overwrite_output_dir"] = False  # a wish of that moment: the file read again must not delete the run
         return flat
 
 
@@ -279,9 +281,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
 def write_config(options: RunOptions, path: str | Path) -> None:
     """Write the options as resolved, so that `--config PATH` repeats the run."""
     text = yaml.safe_dump(options.as_dict(), sort_keys=True, allow_unicode=True)
-    Path(path).write_text(
-        "# Options as resolved; `train_kd.py --config` on this file repeats the run.\n" + text, "utf-8"
-    )
+    header = "# Options as resolved; `train_kd.py --config` on this file repeats the run.\n"
+    write_whole(Path(path), header + text)
 
 
 def _type_hints() -> dict[str, Any]:
@@ -324,4 +325,9 @@ _EPILOG = """examples:
   accelerate launch train_kd.py --config configs/figshare.yaml --data_dir DIR --fold 0
   accelerate launch train_kd.py --config configs/figshare.yaml --data_dir DIR --teacher runs/figshare/teacher
   accelerate launch train_kd.py --dataset_name MY_FOLDER --group_column patient --output_dir runs/mine
+exit codes:
+  0  finished, now or before        1  an error, in one line: options, data, a full disk, numbers that are not finite
+  2  a flag that cannot be read    75  stopped by SIGTERM, saved after the step; run the same command again
+                                  130  interrupted by Ctrl-C; the same command goes on from the last checkpoint
+(`accelerate launch` and torchrun themselves end with 1 whenever the program ends with anything but 0)
 """

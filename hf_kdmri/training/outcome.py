@@ -27,6 +27,7 @@ from hf_kdmri.evaluation import (
 from hf_kdmri.hub.provenance import code_state, provenance, public_command, teacher_of, write_provenance
 from hf_kdmri.hub.samples import write_samples
 from hf_kdmri.models import TimmClassifier
+from hf_kdmri.secrets import hide_in_command
 from hf_kdmri.training.inputs import RunData, describe
 from hf_kdmri.training.options import RunOptions
 from hf_kdmri.training.run_folder import RunFolder
@@ -171,20 +172,8 @@ def run_command(public: bool = False) -> str:
     Args:
         public: shorten absolute paths to their last part, so that a card does not publish someone's folders.
     """
-    words = ["accelerate", "launch", *_without_token(sys.argv)]
+    words = ["accelerate", "launch", *hide_in_command(sys.argv)]
     return public_command(words) if public else shlex.join(words)
-
-
-def _without_token(words: Sequence[str]) -> list[str]:
-    """The words without the value of `--hub_token`: metrics, cards and reports are shown to others."""
-    shown = [*words]
-    for place, word in enumerate(words):
-        if word.replace("-", "_").startswith("__hub_token"):
-            if "=" in word:
-                shown[place] = f"{word.split('=')[0]}=TOKEN"
-            elif place + 1 < len(words):
-                shown[place + 1] = "TOKEN"
-    return shown
 
 
 def versions() -> dict[str, str]:

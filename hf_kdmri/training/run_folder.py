@@ -14,12 +14,13 @@ import yaml
 
 from hf_kdmri.models import TimmClassifier
 from hf_kdmri.training.options import OptionError, RunOptions, default_options, write_config
-from hf_kdmri.whole_files import write_whole
+from hf_kdmri.whole_files import sync_folder, sync_tree, write_whole
 
 # Where things lie, who is told, how many processes read and what else is tested does not change what is trained.
 _PLACES = {"output_dir", "overwrite_output_dir", "data_dir", "cache_dir", "preprocessing_num_workers"}
 _PLACES |= {"push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "report_to", "run_name", "disable_tqdm"}
 _PLACES |= {"folds", "saliency", "robustness_images"}
+_PLACES |= {"save_total_limit", "loss_spike_factor", "logging_nan_inf_filter"}
 _PLACES |= {"dataloader_num_workers", "dataloader_persistent_workers", "dataloader_prefetch_factor"}
 
 
@@ -60,6 +61,28 @@ class RunFolder:
         """`robustness.json`: accuracy under corruptions, by model."""
         return self.path / "robustness.json"
 
+    @property
+    def environment_file(self) -> Path:
+        """`environment.json`: versions, code, hardware and command of every launch, and checksums of the data."""
+        return self.path / "environment.json"
+
+    def add_launch(self, environment: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> None:
+        """Note in `environment.json` that a process took up this run.
+
+        Args:
+            environment: as `hf_kdmri.training.environment.describe_environment` gives it.
+            data: checksums of the splits, as `data_fingerprint` gives them.
+        """
+        told = self.read_environment() or {"format": 1, "launches": []}
+        told["launches"].append(environment)
+        if data is not None:
+            told["data"] = data
+        write_whole(self.environment_file, json.dumps(told, indent=2) + "\n")
+
+    def read_environment(self) -> dict[str, Any] | None:
+        """`environment.json`, or None where an older version made the run."""
+        return self.read_json(self.environment_file)
+
     def read_json(self, path: Path) -> dict[str, Any] | None:
         """A JSON file of this run, or None where it was not made."""
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -88,11 +111,11 @@ class RunFolder:
             shutil.rmtree(self.path)
         if config.is_file():
             self._refuse_other_options(config, options)
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(not path.name.endswith(".tmp") for path in self.path.iterdir()):
             raise OptionError(f"{self.path} is not empty and holds no run; choose another --output_dir")
         self.path.mkdir(parents=True, exist_ok=True)
+        write_config(options, config)  # first: a folder with anything else and no configuration is no run
         (self.path / "figures").mkdir(exist_ok=True)
-        write_config(options, config)
 
     def _refuse_other_options(self, config: Path, options: RunOptions) -> None:
         # an option that an older version did not write was at its default then
@@ -127,7 +150,9 @@ class RunFolder:
         unfinished = folder.with_name(f".{stage}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         model.save_pretrained(unfinished)
+        sync_tree(unfinished)
         os.replace(unfinished, folder)
+        sync_folder(self.path)
         return folder
 
     def checkpoints(self, stage: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ import torch
 from sklearn.metrics import f1_score
 from transformers import EvalPrediction, set_seed
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_kdmri.data.augmentation import VIEW_STYLES
 from hf_kdmri.data.views import ViewDataset, collate_views
@@ -18,6 +18,7 @@ from hf_kdmri.distillation import DistillationModel, teacher_column_order
 from hf_kdmri.models import StudentForImageClassification, TeacherForImageClassification, TimmClassifier
 from hf_kdmri.training.arguments import DistillationTrainingArguments
 from hf_kdmri.training.callbacks import HistoryWriter, StageProgress
+from hf_kdmri.training.checkpoints import checkpoints_in
 from hf_kdmri.training.options import RunOptions, timm_arguments
 from hf_kdmri.training.run_folder import RunFolder
 from hf_kdmri.training.trainer import DistillationTrainer
@@ -80,6 +81,8 @@ def train_stage(
     views: dict[str, ViewDataset],
     options: RunOptions,
     run: RunFolder,
+    *,
+    image_names: Sequence[Any] | None = None,
 ) -> None:
     """Train one model to the end, from the last checkpoint where there is one, and save it in the run folder.
 
@@ -90,6 +93,10 @@ def train_stage(
         views: "train" and "validation".
         options: of the run.
         run: the run's folder.
+        image_names: what the training images are called where one is named in a message; default their position.
+
+    Raises:
+        NotFiniteError, CheckpointError, DataWorkerError, Stopped: as `DistillationTrainer.train`.
     """
     trainer = DistillationTrainer(
         model=DistillationModel(model, teacher),
@@ -100,14 +107,15 @@ def train_stage(
         data_collator=collate_views,
         compute_metrics=_validation_metrics,
         callbacks=[HistoryWriter(stage, run)],
+        image_names=image_names,
     )
     if not trainer.args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(StageProgress)
-    checkpoints = run.checkpoints(stage)
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    if last is not None and trainer.is_world_process_zero():
-        print(f"  {stage}: goes on from {last}", flush=True)
+    begun = bool(checkpoints_in(run.checkpoints(stage)))
+    last = trainer.find_checkpoint()
+    if trainer.is_world_process_zero() and begun:
+        print(f"  {stage}: {f'goes on from {last}' if last else 'begins anew'}", flush=True)
     trainer.train(resume_from_checkpoint=last)
     if trainer.is_world_process_zero():
         run.save_model(stage, model)

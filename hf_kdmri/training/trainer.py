@@ -16,6 +16,7 @@ from hf_kdmri.data.augmentation import RandomViews
 from hf_kdmri.data.views import ViewDataset
 from hf_kdmri.distillation import DistillationModel
 from hf_kdmri.training.arguments import DistillationTrainingArguments
+from hf_kdmri.training.guard import GuardedTrainer
 from hf_kdmri.training.hub_push import StudentPush
 from hf_kdmri.training.teacher_cache import TeacherCache, TeacherCacheError, cache_facts, prepare_teacher_cache
 
@@ -23,7 +24,7 @@ HEAD_FILE = "distillation_head.safetensors"
 STUDENT_FILE = "model.safetensors"
 
 
-class DistillationTrainer(StudentPush):
+class DistillationTrainer(GuardedTrainer, StudentPush):
     """Train a `DistillationModel`: cross-entropy, and what the teacher adds.
 
     A checkpoint is the student's own folder (loadable by `from_pretrained`), `distillation_head.safetensors` if
@@ -39,14 +40,13 @@ class DistillationTrainer(StudentPush):
         args: `DistillationTrainingArguments`.
         augmentation: draws one view per image for training, given batches with an `index`; None trains on the views
             as they are.
-        **kwargs: passed on to `transformers.Trainer`.
+        **kwargs: passed on to `GuardedTrainer` (`image_names`) and `transformers.Trainer`.
 
     Raises:
         TypeError: the model is no `DistillationModel`.
         ValueError: the model was built with other loss options than the arguments'.
     """
 
-    args: DistillationTrainingArguments
     loss_is_scaled_for_ga = False  # per-batch means: Trainer divides by the accumulation steps
 
     def __init__(
@@ -149,6 +149,8 @@ class DistillationTrainer(StudentPush):
             if self._distillation_model().loss_options.warms_up:
                 progress = self.state.global_step / max(1, self.state.max_steps)
                 loss = self._distillation_model().total(outputs["terms"], progress)
+            batch = {"pixel_values": pixel_values, "labels": labels, "masks": masks, "targets": targets}
+            self.look_at_loss(outputs["terms"], inputs.get("index"), batch)
             self._collect({f"loss_{name}": term for name, term in outputs["terms"].items()})
             hits = (outputs["logits"].detach().argmax(1) == labels).sum()
             self._hits = self._hits + torch.stack([hits.double(), hits.new_tensor(len(labels)).double()])
@@ -198,6 +200,23 @@ class DistillationTrainer(StudentPush):
             logs["seconds"] = round(self._seconds_before + time.monotonic() - self._began, 3)
         super().log(logs, start_time)
 
+    def running_sums(self) -> dict[str, Any]:
+        """What has been summed up since the last log."""
+        return {
+            **super().running_sums(),
+            "terms": {name: value.item() for name, value in self._term_sums.items()},
+            "count": self._term_count,
+            "hits": None if isinstance(self._hits, float) else self._hits.tolist(),
+        }
+
+    def restore_running_sums(self, sums: dict[str, Any]) -> None:
+        """Go on with what `running_sums` gave."""
+        super().restore_running_sums(sums)
+        device = self.args.device
+        self._term_sums = {name: torch.tensor(value, device=device) for name, value in sums["terms"].items()}
+        self._term_count = sums["count"]
+        self._hits = 0.0 if sums["hits"] is None else torch.tensor(sums["hits"], dtype=torch.double, device=device)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save:
             return
@@ -232,6 +251,3 @@ class DistillationTrainer(StudentPush):
                 f"{folder / HEAD_FILE} belongs to other losses: it lacks {sorted(expected.keys() - saved.keys())}"
             )
         model.load_state_dict(saved, strict=False)
-
-    def _distillation_model(self) -> DistillationModel:
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
