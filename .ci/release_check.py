@@ -131,9 +131,7 @@ def refuse(what: str, names: set[str]) -> None:
         sys.exit(f"{what}: {', '.join(sorted(names))}")
 
 
-def call(
-    *command: str, capture: bool = False, cwd: str | None = None, env: dict[str, str] | None = None
-) -> str:
+def call(*command: str, capture: bool = False, cwd: str | None = None, env: dict[str, str] | None = None) -> str:
     """Run a command that must succeed."""
     done = subprocess.run(command, text=True, stdout=subprocess.PIPE if capture else None, cwd=cwd, env=env)
     if done.returncode:

@@ -1,8 +1,8 @@
 """transformers' own common tests of a model (`ModelTesterMixin`), run on teacher and student.
 
-They are not part of the installed package and are not kept here. `make test-peer` fetches the source distribution of the
-installed version, which holds them, and runs this file; or point KDMRI_TRANSFORMERS_TESTS at the `tests` folder of a
-checkout of the same version.
+They are not part of the installed package and are not kept here. `make test-peer` fetches the source distribution of
+the installed version, which holds them, and runs this file; or point KDMRI_TRANSFORMERS_TESTS at the `tests` folder of
+a checkout of the same version.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class PeerTests:
     has_attentions = False
     architecture: str
     image_size: int
-    maps: list[list[int]]  # (C, H, W) of every hidden state
+    maps: tuple[tuple[int, ...], ...]  # (C, H, W) of every hidden state
 
     def setUp(self) -> None:
         self.model_tester = TinyInputs(self.architecture, self.image_size)
@@ -102,15 +102,18 @@ class PeerTests:
         for model_class in self.all_model_classes:
             model = model_class(config).eval()
             hidden = model(**inputs, output_hidden_states=True).hidden_states
-            assert [list(maps.shape[1:]) for maps in hidden] == self.maps
+            assert tuple(maps.shape[1:] for maps in hidden) == self.maps
             last_two = model(**inputs, output_hidden_states=[-2, -1]).hidden_states
-            assert [list(maps.shape[1:]) for maps in last_two] == self.maps[-2:]
+            assert tuple(maps.shape[1:] for maps in last_two) == self.maps[-2:]
 
     @unittest.skip("the input is pixels; transformers' wrapper of timm has no embedding module to get or set")
     def test_model_get_set_embeddings(self) -> None: ...
 
     @unittest.skip("from_timm keeps timm's own initialisation, which transformers' wrapper cannot repeat")
     def test_can_init_all_missing_weights(self) -> None: ...
+
+    @unittest.skip("it loads a file without weights, which from_pretrained refuses here (test_models.py)")
+    def test_model_weights_reload_no_missing_tied_weights(self) -> None: ...
 
     @unittest.skip("it looks at the gradient of an embedding module; see test_model_get_set_embeddings")
     def test_enable_input_require_grads_with_gradient_checkpointing(self) -> None: ...
@@ -120,7 +123,7 @@ class TestPlainTransformer(PeerTests, ModelTesterMixin, unittest.TestCase):
     """A ViT: one stride, position embeddings, fused attention."""
 
     architecture, image_size = "test_vit", 32
-    maps = [[64, 2, 2]] * 6
+    maps = ((64, 2, 2),) * 6
 
     @unittest.skip("timm hands out the tokens' copy as a map; no gradient flows from the logits through the copy")
     def test_retain_grad_hidden_states_attentions(self) -> None: ...
@@ -130,4 +133,4 @@ class TestConvolutional(PeerTests, ModelTesterMixin, unittest.TestCase):
     """A ResNet: buffers of batch normalisation."""
 
     architecture, image_size = "test_resnet", 64
-    maps = [[32, 32, 32], [32, 16, 16], [48, 8, 8], [192, 4, 4], [96, 2, 2]]
+    maps = ((32, 32, 32), (32, 16, 16), (48, 8, 8), (192, 4, 4), (96, 2, 2))
