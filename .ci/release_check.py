@@ -58,7 +58,8 @@ def main() -> None:
         check_wheel(wheel)
         check_source(source)
         check_installed(wheel, arguments.site_packages)
-    print(f"hf_kdmri {version} can be released")
+    tell_of_placeholders()
+    print(f"hf_kdmri {version} can be built, installed and uploaded")
 
 
 def same_version_everywhere() -> str:
@@ -73,6 +74,15 @@ def same_version_everywhere() -> str:
     elif heading != version:
         sys.exit(f"hf_kdmri/__init__.py says {version}, the newest in CHANGELOG.md is {heading}")
     return str(version)
+
+
+def tell_of_placeholders() -> None:
+    """Name the pages whose links still need the repository's owner on GitHub."""
+    pages = [
+        path for path in ("README.md", "notebooks/walkthrough.ipynb") if "/OWNER/" in (ROOT / path).read_text("utf-8")
+    ]
+    if pages:
+        print(f"before the first upload: put the owner of the repository for OWNER in {' and '.join(pages)}")
 
 
 def found(pattern: str, name: str) -> str | None:
