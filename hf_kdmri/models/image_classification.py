@@ -202,7 +202,8 @@ class TimmClassifier(TimmWrapperForImageClassification):
         """
         asked = kwargs.pop("output_loading_info", False)
         kwargs["use_safetensors"] = True
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         if missing := sorted(info["missing_keys"]):
             raise ValueError(
                 f"{pretrained_model_name_or_path} lacks {len(missing)} weights of "
