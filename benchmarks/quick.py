@@ -30,6 +30,7 @@ COMMANDS = {
     "--data_dir {slices} --cache_dir {cache}",
     "read_slices": "--data_dir {slices} --repeats 1 --num_proc 1 --image_size 64 --batch_size 8 --work_dir {cache}",
     "fuzz_readers": "--count 100 --num_proc 1",
+    "serving": "--model {teacher} --picture_size 64 --clients 2 --seconds 0.5 --repeats 1",
 }
 NEEDS_MORE = {
     "ablation": "the real slices and hours: see docs/ablation.md",
