@@ -22,7 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("hf_kdmri", "dataset_script", "model_cards")
 LARGEST_FILE = 200_000  # bytes; the largest is a table of 1,000 rows
-LARGEST_WHEEL = 2_000_000
+LARGE = {"hf_kdmri/space/onnxruntime-web/ort-wasm-simd-threaded.wasm"}  # the page runs without another server
+LARGEST_WHEEL = 10_000_000
 # In a process that sees the installed wheel and the dependencies, and not the checkout.
 SMOKE = """
 import importlib, pkgutil, sys
@@ -104,7 +105,7 @@ def check_wheel(wheel: Path) -> None:
     tracked |= {f"hf_kdmri/{name}" for name in page}
     refuse("files are missing in the wheel (package-data in pyproject.toml?)", tracked - inside)
     refuse("files in the wheel that git does not know", inside - tracked)
-    refuse(f"files above {LARGEST_FILE} bytes in the wheel", {n for n in inside if sizes[n] > LARGEST_FILE})
+    refuse(f"files above {LARGEST_FILE} bytes in the wheel", {n for n in inside - LARGE if sizes[n] > LARGEST_FILE})
     if wheel.stat().st_size > LARGEST_WHEEL:
         sys.exit(f"the wheel has {wheel.stat().st_size} bytes")
     print(f"wheel: {len(inside)} files, {wheel.stat().st_size} bytes")

@@ -33,6 +33,7 @@ COMMANDS = {
     "serving": "--model {teacher} --picture_size 64 --clients 2 --seconds 0.5 --repeats 1",
 }
 NEEDS_MORE = {
+    "browser": "Chromium: see its --help",
     "ablation": "the real slices and hours: see docs/ablation.md",
     "compare_with_originals": "the papers' own repositories: see its --help",
 }
