@@ -74,7 +74,12 @@ class ImageClassifier:
         transformers_logging.disable_progress_bar()
         try:
             self.processor = AutoImageProcessor.from_pretrained(model, backend="pil")  # the one timm_wrapper has
-            self.model = AutoModelForImageClassification.from_pretrained(model).eval().to(device)
+            loaded, info = AutoModelForImageClassification.from_pretrained(
+                model, use_safetensors=True, output_loading_info=True
+            )
+            if info["missing_keys"]:  # transformers would draw them at random and only log it
+                raise ValueError(f"{len(info['missing_keys'])} weights are missing; save or download it again")
+            self.model = loaded.eval().to(device)
         except (OSError, ValueError, KeyError) as error:
             hint = "" if Path(model).is_dir() else " (there is no folder of that name, so it was taken for a Hub name)"
             raise ValueError(f"cannot load a classifier from {model!r}{hint}: {error}") from error

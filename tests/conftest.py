@@ -16,6 +16,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Know the markers of transformers' own tests, which test_peer_models.py runs."""
+    if "KDMRI_TRANSFORMERS_TESTS" in os.environ:
+        kinds = ("accelerate_tests", "torch_compile_test", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test")
+        for kind in (*kinds, "order"):
+            config.addinivalue_line("markers", f"{kind}: of transformers' tests")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

@@ -18,6 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 
 from hf_kdmri import StudentForImageClassification, TeacherForImageClassification
 from hf_kdmri.data.views import resize_to_square
+from hf_kdmri.inference import ImageClassifier
 from hf_kdmri.models import prepare_pixels, stage_indices
 from tests.conftest import LABELS
 
@@ -283,3 +284,24 @@ class TestPreparePixels:
             prepare_pixels(torch.zeros(3, 8, 8), image_size=8, mean=self.mean, std=self.std)
         with pytest.raises(ValueError, match="source_mean"):
             prepare_pixels(torch.zeros(1, 3, 8, 8), image_size=8, mean=self.mean, std=self.std)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
+    StudentForImageClassification.from_timm("test_vit", labels=LABELS, image_size=32).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["blocks.1.attn.proj.bias"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 weights of 'test_vit', the first is blocks\.1\.attn\.proj\.bias"):
+        StudentForImageClassification.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="1 weights are missing"):
+        ImageClassifier(str(tmp_path))
+
+
+def test_pickled_weights_are_not_read(tmp_path):
+    StudentForImageClassification.from_timm("test_vit", labels=LABELS, image_size=32).save_pretrained(tmp_path)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        StudentForImageClassification.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="safetensors"):
+        ImageClassifier(str(tmp_path))

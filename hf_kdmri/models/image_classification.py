@@ -182,6 +182,36 @@ class TimmClassifier(TimmWrapperForImageClassification):
         )
         return self.timm_model.forward_head(last), tuple(stages)
 
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # all but one argument pass through unchanged
+        cls: type[Model], pretrained_model_name_or_path: str | Path | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Load a model from a folder or the Hub, from safetensors only and only if no weight is missing.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub name; None with `config` and `state_dict`.
+            *args: passed on to `PreTrainedModel.from_pretrained`.
+            **kwargs: likewise; `use_safetensors` is always True.
+
+        Returns:
+            The model in eval mode; with `output_loading_info=True`, also a dict of what was found.
+
+        Raises:
+            OSError: no `model.safetensors` there; files of pickles (`.bin`) are not read, as they can run code.
+            ValueError: the checkpoint lacks weights, which transformers would draw at random and only log.
+        """
+        asked = kwargs.pop("output_loading_info", False)
+        kwargs["use_safetensors"] = True
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} lacks {len(missing)} weights of "
+                f"{model.config.architecture!r}, the first is {missing[0].removeprefix(_PREFIX)}; save or download it "
+                "again"
+            )
+        return (model, info) if asked else model
+
     def save_pretrained(  # type: ignore[override]  # all but the two named arguments pass through unchanged
         self, save_directory: str | Path, *, state_dict: dict | None = None, **kwargs: Any
     ) -> None:

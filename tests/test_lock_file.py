@@ -1,0 +1,24 @@
+"""requirements/ci.txt pins what pyproject.toml asks for."""
+
+from __future__ import annotations
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.conftest import ROOT
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    import tomli as tomllib  # type: ignore[no-redef]
+
+
+def test_every_dependency_is_pinned_to_a_version_it_allows() -> None:
+    lines = (ROOT / "requirements" / "ci.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for group in (project["dependencies"], *project["optional-dependencies"].values()):
+        for requirement in map(Requirement, group):
+            pin = pins.get(canonicalize_name(requirement.name))
+            assert pin is not None, f"{requirement.name} is not in requirements/ci.txt; run `make lock`"
+            assert pin in requirement.specifier, f"{requirement} does not allow {pin}; run `make lock`"
