@@ -32,6 +32,7 @@ COMMANDS = {
     "fuzz_readers": "--count 100 --num_proc 1",
     "inference": "--model {teacher} --data_dir {slices} --cache_dir {cache} --calibration_images 16 --batch_sizes 1 "
     "--threads 1 --repeats 1 --block 0.05 --cold_repeats 0",
+    "kill_anywhere": "--count 1 --kinds sigkill",
     "serving": "--model {teacher} --picture_size 64 --clients 2 --seconds 0.5 --repeats 1",
 }
 NEEDS_MORE = {
