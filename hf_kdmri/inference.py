@@ -75,7 +75,7 @@ class ImageClassifier:
         try:
             self.processor = AutoImageProcessor.from_pretrained(model, backend="pil")  # the one timm_wrapper has
             loaded, info = AutoModelForImageClassification.from_pretrained(
-                model, use_safetensors=True, output_loading_info=True
+                model, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
             if info["missing_keys"]:  # transformers would draw them at random and only log it
                 raise ValueError(f"{len(info['missing_keys'])} weights are missing; save or download it again")

@@ -68,7 +68,9 @@ class SourceModel:
             ValueError: it is no timm_wrapper classifier.
         """
         transformers_logging.disable_progress_bar()
-        loaded = AutoModelForImageClassification.from_pretrained(model, dtype=torch.float32).eval()
+        loaded = AutoModelForImageClassification.from_pretrained(
+            model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        ).eval()
         if not getattr(loaded.config, "pretrained_cfg", None):
             raise ValueError(f"{model} is a {loaded.config.model_type}; only timm_wrapper classifiers can be exported")
         return cls(loaded, str(model))

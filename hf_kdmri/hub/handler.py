@@ -41,7 +41,7 @@ class EndpointHandler:
 
     def __init__(self, path: str = "") -> None:
         self.processor = AutoImageProcessor.from_pretrained(path)
-        self.model = AutoModelForImageClassification.from_pretrained(path).eval()
+        self.model = AutoModelForImageClassification.from_pretrained(path, use_safetensors=True).eval()
         if torch.cuda.is_available():
             self.model.to("cuda")
         self.labels = [str(self.model.config.id2label[index]) for index in range(self.model.config.num_labels)]
