@@ -73,7 +73,11 @@ class ImageClassifier:
     def __init__(self, model: str, device: str = "cpu", *, calibrated: bool = False) -> None:
         transformers_logging.disable_progress_bar()
         try:
-            self.processor = AutoImageProcessor.from_pretrained(model, backend="pil")  # the one timm_wrapper has
+            self.processor = AutoImageProcessor.from_pretrained(
+                model,
+                backend="pil",  # the one timm_wrapper has
+                trust_remote_code=False,
+            )
             loaded, info = AutoModelForImageClassification.from_pretrained(
                 model, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
