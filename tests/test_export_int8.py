@@ -54,7 +54,7 @@ def test_int8_is_near_float32_at_every_batch_size(architecture, tmp_path) -> Non
     pixel_values = before.prepare(images)
     expected, logits = before.logits(pixel_values), after.logits(pixel_values)
     # An untrained network's logits of such pictures lie close together, so their spread over pictures is the yardstick.
-    assert (logits - expected).abs().mean() < 0.5 * expected.std(dim=0).mean() + 0.02 * expected.abs().mean()
+    assert (logits - expected).abs().mean() < 0.5 * expected.std(dim=0).mean() + 0.1 * expected.abs().mean()
     np.testing.assert_allclose(after.logits(pixel_values[:1])[0], logits[0], atol=1e-3)
     assert (report.calibration_images, report.measured_images, report.drop) == (24, 24, None)
     assert "no accuracy" in report.describe()

@@ -30,7 +30,7 @@ PACKAGE = "transformers_tests"
 # The source distribution holds the top of the folder only. What the mixin takes from below it, and why we need it not:
 # both stand for tests that this run leaves out.
 LEFT_OUT = {
-    "exporters.test_export": "ExportTesterMixin",  # torch.export and ONNX; ours is tested in test_onnx_export.py
+    "exporters.test_export": "ExportTesterMixin",  # torch.export and ONNX; ours is tested in test_export.py
     "generation.test_utils": "GenerationTesterMixin",  # text generation
 }
 

@@ -329,11 +329,17 @@ def test_any_label_is_valid_json(model) -> None:
         assert {row["label"] for row in json.loads(answer.content)} == set(classifier.labels)
 
 
+def _lines(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "hf_kdmri.serving"]
+
+
 def test_each_request_is_one_line_without_its_image(url, caplog) -> None:
     with caplog.at_level(logging.INFO, "hf_kdmri.serving"):
         httpx2.post(f"{url}/models/a%1Bb", content=FILES["grey.png"])
         httpx2.post(url, content=b"no image of Jane Doe")
-    lines = [record.getMessage() for record in caplog.records if record.name == "hf_kdmri.serving"]
+        deadline = time.monotonic() + 20  # a line is written after its answer has gone out
+        while len(lines := _lines(caplog)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
     size = len(FILES["grey.png"])
     assert re.fullmatch(rf"127\.0\.0\.1 POST /models/a%1Bb 200 1 images {size} bytes [\d.]+ ms", lines[0])
     assert lines[1].startswith("127.0.0.1 POST / 400 1 images 20 bytes")

@@ -125,11 +125,11 @@ def test_a_folder_ready_to_be_uploaded(student, tmp_path) -> None:
 
 @has_extra
 def test_a_failed_export_changes_nothing(student, tmp_path, monkeypatch) -> None:
-    from hf_kdmri.hub import onnx_export
+    from hf_kdmri.export import checks
 
     out = write_space(tmp_path / "page", student)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
+    monkeypatch.setattr(checks, "TOLERANCE", -1.0)
     for folder in (out, tmp_path / "other"):
         result = CliRunner().invoke(app, ["space", str(folder), "--model", str(student), "--name", "Another"])
         assert result.exit_code == 1

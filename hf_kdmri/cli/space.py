@@ -24,7 +24,7 @@ def space(
     ] = 0.5,
 ) -> None:
     """Write a folder that any web server, or a static Space, can show: the model runs in the visitor's browser."""
-    from hf_kdmri.hub.onnx_export import ExportError
+    from hf_kdmri.export import ExportError
     from hf_kdmri.hub.space_page import write_space
 
     try:

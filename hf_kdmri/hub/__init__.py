@@ -1,4 +1,4 @@
-"""Model cards, publishing to the Hugging Face Hub, and export to ONNX."""
+"""Model cards, their rules, and publishing to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ _HOME = {
     "CardError": "card_rules",
     "check_card": "card_rules",
     "copy_handler": "endpoint_handler",
-    "ExportError": "onnx_export",
-    "export_onnx": "onnx_export",
     "Push": "publish",
     "PublishError": "hub_errors",
     "find_model_folder": "publish",

@@ -129,7 +129,7 @@ def _export(folder: Path, notes: list[str]) -> None:
     if importlib.util.find_spec("onnx") is None:
         notes.append(f"no {ONNX}: pip install 'hf_kdmri[onnx]'")
         return
-    from hf_kdmri.hub.onnx_export import ExportError, export_onnx
+    from hf_kdmri.export import ExportError, export_onnx
 
     try:
         export_onnx(folder, target)

@@ -67,7 +67,7 @@ def write_space(
         ImportError: The extra `onnx` is not installed.
         ExportError: The exported file does not compute what the model computes.
     """
-    from hf_kdmri.hub.onnx_export import export_onnx
+    from hf_kdmri.export import export_onnx
 
     out = Path(out)
     _check_target(out)
