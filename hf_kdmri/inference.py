@@ -72,6 +72,8 @@ class ImageClassifier:
 
     def __init__(self, model: str, device: str = "cpu", *, calibrated: bool = False) -> None:
         transformers_logging.disable_progress_bar()
+        if not Path(model).exists() and (Path(model).is_absolute() or model.count("/") > 1):
+            raise ValueError(f"there is no folder {model}; give a model's folder, or user/name on the Hugging Face Hub")
         try:
             self.processor = AutoImageProcessor.from_pretrained(
                 model,

@@ -9,6 +9,7 @@ from hf_kdmri.training.student_card import losses_text, methods_cited
 
 def test_parts_that_are_off_by_default_are_named_only_if_they_are_on():
     assert list(losses_text(LossOptions())) == ["cross-entropy", "Hinton distillation", "fused spatial similarity"]
+    assert list(losses_text(LossOptions(geometry_weight=0.0))) == ["cross-entropy", "Hinton distillation"]
     told = losses_text(
         LossOptions(
             logit_loss="dist",

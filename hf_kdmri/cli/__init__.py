@@ -6,8 +6,11 @@ them, so that `kdmri --help` answers at once.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from hf_kdmri import __version__
 from hf_kdmri.cli import evaluate, export, predict, push, reproduce, runs, serve, space
 
 app = typer.Typer(
@@ -17,6 +20,23 @@ app = typer.Typer(
     help="Use, check, export, publish a small brain MRI classifier. [b]Research use only, not a medical device.[/b]",
     epilog="Exit codes: 0 all went well; 1 something failed, named on standard error; 2 wrong usage.",
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"hf_kdmri {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _of_all_commands(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
 for command, example in (
     (predict.predict, predict.EXAMPLE),
     (evaluate.evaluate, evaluate.EXAMPLE),

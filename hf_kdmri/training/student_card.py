@@ -106,17 +106,18 @@ def write_card(
 
 
 def losses_text(options: LossOptions) -> dict[str, str]:
-    """Each term of the loss with its settings; parts that are off by default are named only if they are on."""
+    """Each term of the loss that is on, with its settings."""
     smoothing = f", labels smoothed by {options.label_smoothing_factor}" if options.label_smoothing_factor else ""
     logit = {"kd": "Hinton distillation", "dkd": "decoupled distillation (DKD)", "dist": "DIST"}[options.logit_loss]
     standardised = ", logits standardised" if options.standardize_logits else ""
     kernel = "" if options.geometry_difference == "squared" else f", compared by {options.geometry_difference}"
     lesions = ", positions weighted by the tumour mask" if options.lesion_weighting else ""
-    losses = {
-        "cross-entropy": f"weight 1{smoothing}",
-        logit: f"weight {options.logit_weight}, temperature {options.temperature}{standardised}",
-        "fused spatial similarity": f"weight {options.geometry_weight}, grid {options.geometry_grid}{kernel}{lesions}",
-    }
+    losses = {"cross-entropy": f"weight 1{smoothing}"}
+    if options.logit_weight > 0:
+        losses[logit] = f"weight {options.logit_weight}, temperature {options.temperature}{standardised}"
+    if options.geometry_weight > 0:
+        grid = f"grid {options.geometry_grid}{kernel}{lesions}"
+        losses["fused spatial similarity"] = f"weight {options.geometry_weight}, {grid}"
     others = {
         f"geometry between images ({options.sample_loss})": options.sample_weight,
         "exit behind the top-down fusion": options.exit_weight,
