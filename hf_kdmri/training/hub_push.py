@@ -86,8 +86,9 @@ class StudentPush(Trainer):
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if busy and not self.args.hub_always_push:
             return
-        if self.push_in_progress is not None and not busy:
-            self.push_in_progress.wait_until_done()  # tells what failed
+        if self.push_in_progress is not None:
+            # Tells what failed; and files must not change under an upload that still reads them.
+            self.push_in_progress.wait_until_done()
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         for name in _PUBLISHED:  # a copy, since the next save may delete this checkpoint
             if (source := Path(checkpoint_folder) / name).is_file():
@@ -109,7 +110,7 @@ class StudentPush(Trainer):
                     run_as_future=True,
                 )
             )
-        self.push_in_progress = _Jobs([*(self.push_in_progress.jobs if busy else []), *jobs])
+        self.push_in_progress = _Jobs(jobs)
 
     def _send_student(
         self, message: str, *, run_as_future: bool, token: str | None = None, revision: str | None = None
