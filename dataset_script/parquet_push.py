@@ -6,9 +6,9 @@ from pathlib import Path
 
 from dataset_script.parquet_files import CARD, ConversionFolder
 from dataset_script.parquet_layout import DATA, is_shard_name
-from hf_kdmri.hub.contents import Content, refuse_secrets
+from hf_kdmri.hub.contents import Content
 from hf_kdmri.hub.hub_errors import TIMEOUT, check_repo_id
-from hf_kdmri.hub.publish import Push, push_repositories
+from hf_kdmri.hub.publish import Push, push_plan
 from hf_kdmri.hub.repository import RepositoryPlan
 
 EXAMPLE = "jane/brain-tumours"  # of a name, for messages
@@ -49,12 +49,8 @@ def push_dataset(
     files: dict[str, Content] = {name: folder.out / name for name in folder.published_files()}
     card = (folder.out / CARD).read_text(encoding="utf-8")
     files[CARD] = card.replace(PLACEHOLDER, repo_id).encode()
-    refuse_secrets(files)
     plan = RepositoryPlan(repo_id, files, "Upload the Parquet conversion", "dataset", is_stale=_is_shard)
-    if dry_run:
-        return Push(repo_id, plan.sizes, None)
-    (pushed,) = push_repositories([plan], private=private, tag=tag, timeout=timeout)
-    return Push(repo_id, plan.sizes, pushed.url, pushed.sent)
+    return push_plan(plan, private=private, dry_run=dry_run, tag=tag, timeout=timeout)
 
 
 def _is_shard(name: str) -> bool:

@@ -95,13 +95,22 @@ def push_folder(
         )
     check_repo_id(repo_id)
     plan = RepositoryPlan(repo_id, collect_folder(folder), "Upload the distilled student")
+    if "README.md" not in plan.files and not dry_run:
+        logger.warning("%s has no README.md: the model is published without a card", folder)
+    return push_plan(plan, private=private, dry_run=dry_run, tag=tag, timeout=timeout)
+
+
+def push_plan(plan: RepositoryPlan, *, private: bool, dry_run: bool, tag: str | None, timeout: float) -> Push:
+    """Bring one repository to its content, or only list it; the arguments are those of `push_folder`.
+
+    Raises:
+        PublishError: the Hub refused or could not be reached, or a file holds a token.
+    """
     refuse_secrets(plan.files)
     if dry_run:
-        return Push(repo_id, plan.sizes, None)
-    if "README.md" not in plan.files:
-        logger.warning("%s has no README.md: the model is published without a card", folder)
+        return Push(plan.repo_id, plan.sizes, None)
     (pushed,) = push_repositories([plan], private=private, tag=tag, timeout=timeout)
-    return Push(repo_id, plan.sizes, pushed.url, pushed.sent)
+    return Push(plan.repo_id, plan.sizes, pushed.url, pushed.sent)
 
 
 def push_repositories(
