@@ -7,11 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-
 from hf_kdmri.distillation import LossOptions
 from hf_kdmri.hub import OwnDataFacts, StudentCardFacts, write_student_card
+from hf_kdmri.hub.provenance import teacher_of
 from hf_kdmri.training.inputs import RunData, is_8_bit
 from hf_kdmri.training.options import RunOptions
 from hf_kdmri.training.outcome import run_command
@@ -55,7 +53,7 @@ def card_facts(options: RunOptions, data: RunData) -> dict[str, Any]:
         "data_note": _REENCODED if own is None and is_8_bit(data.splits) else "",
         "own_data": None if own is None else asdict(own),
         "repo_id": training.hub_model_id,
-        "base_model": _hub_name(options.model.teacher),
+        "base_model": teacher_of(options.as_dict(), "").get("hub_id"),
     }
 
 
@@ -140,17 +138,6 @@ def methods_cited(options: LossOptions) -> list[str]:
     }
     cited = [paper for term in options.terms for paper in papers[term]]
     return list(dict.fromkeys([*cited, "guo2017calibration", "selvaraju2017gradcam", "wightman2019timm"]))
-
-
-def _hub_name(teacher: str | None) -> str | None:
-    """The teacher's name on the Hub, where it came from there."""
-    if teacher is None or Path(teacher).exists():
-        return None
-    try:
-        validate_repo_id(teacher)
-    except HFValidationError:
-        return None
-    return teacher
 
 
 def _own_data_facts(data: RunData) -> OwnDataFacts | None:
