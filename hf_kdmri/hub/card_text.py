@@ -22,6 +22,8 @@ SPLITS = {
     ),
 }
 
+PLACEHOLDER = "path/to/student"  # in the snippets of a card that is written before the repository has a name
+
 PIPELINE_SNIPPET = """
 from transformers import pipeline
 

@@ -6,11 +6,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
@@ -18,9 +16,11 @@ from hf_kdmri.data.mat_file import LABEL_NAMES
 from hf_kdmri.evaluation.report import escape_markdown, markdown_table, results_table
 from hf_kdmri.evaluation.statistics.bootstrap import MIN_GROUPS
 from hf_kdmri.hub.card_tables import evaluation_tables, patient_table, recall_table
+from hf_kdmri.hub.card_template import Markdown, render_card
 from hf_kdmri.hub.card_text import (
     CITED_DATA,
     PIPELINE_SNIPPET,
+    PLACEHOLDER,
     SPLITS,
     TIMM_SNIPPET,
     WINDOW_SNIPPET,
@@ -97,10 +97,6 @@ class StudentCardFacts:
             raise ValueError(f"the results have rows for {models}; expected one named {STUDENT_ROW!r}")
 
 
-class _Markdown(str):
-    """Text that is Markdown already; everything else is escaped when the template prints it."""
-
-
 def write_student_card(folder: str | Path, facts: StudentCardFacts) -> Path:
     """Write `README.md` into a student's model folder.
 
@@ -130,13 +126,10 @@ def write_student_card(folder: str | Path, facts: StudentCardFacts) -> Path:
         raise ValueError(f"{path} has no {error}; expected a timm_wrapper config with its preprocessing") from error
 
     own = facts.own_data
-    results = _Markdown(results_table(facts.results))
+    results = Markdown(results_table(facts.results))
     student = next(row for row in facts.results if row["model"] == STUDENT_ROW)
-    model_id = facts.repo_id or "path/to/student"
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, finalize=_escape, trim_blocks=True, lstrip_blocks=True, autoescape=False
-    )
-    body = environment.from_string(files("model_cards").joinpath("student.md").read_text(encoding="utf-8")).render(
+    model_id = facts.repo_id or PLACEHOLDER
+    shown: dict[str, object] = dict(
         model_name=facts.model_name,
         phantom=facts.phantom,
         phantom_suffix=" of generated phantoms" if facts.phantom else "",
@@ -145,7 +138,7 @@ def write_student_card(folder: str | Path, facts: StudentCardFacts) -> Path:
         teacher=facts.teacher,
         own=own,
         unit="slices" if own is None else "images",
-        counts=_Markdown("") if own is None else _Markdown(markdown_table(*count_lines(own, labels))),
+        counts=Markdown("") if own is None else Markdown(markdown_table(*count_lines(own, labels))),
         labels_text=name_classes(labels),
         label_order=", ".join(f"{index} {label}" for index, label in enumerate(labels[:_LISTED_LABELS])),
         more_labels=len(labels) > _LISTED_LABELS,
@@ -156,7 +149,7 @@ def write_student_card(folder: str | Path, facts: StudentCardFacts) -> Path:
         window_snippet=_code(WINDOW_SNIPPET, "python"),
         citation=_code(citations([*(CITED_DATA if own is None else ()), *facts.cited]), "bibtex"),
         command=_code(facts.training_command, "bash"),
-        split_text=_Markdown(SPLITS[facts.split] if own is None else own_split_text(own)),
+        split_text=Markdown(SPLITS[facts.split] if own is None else own_split_text(own)),
         chosen=f"seed {facts.seed}" if facts.fold is None else f"fold {facts.fold}, seed {facts.seed}",
         pooled=", ".join(map(str, facts.pooled_folds)),
         seed=facts.seed,
@@ -167,7 +160,7 @@ def write_student_card(folder: str | Path, facts: StudentCardFacts) -> Path:
         few=facts.evaluation is not None and facts.evaluation["summary"]["patient_groups"] < MIN_GROUPS,
         draws=f"{facts.evaluation['summary']['draws']:,}" if facts.evaluation else "",
         temperature=_temperature(facts),
-        losses=_Markdown("".join(f"- {escape_markdown(k)}: {escape_markdown(v)}\n" for k, v in facts.losses.items())),
+        losses=Markdown("".join(f"- {escape_markdown(k)}: {escape_markdown(v)}\n" for k, v in facts.losses.items())),
         has_baseline=any(row["model"] == BASELINE_ROW for row in facts.results),
         versions=", ".join(f"{name} {version}" for name, version in facts.versions.items()),
         height=height,
@@ -175,7 +168,7 @@ def write_student_card(folder: str | Path, facts: StudentCardFacts) -> Path:
         mean=", ".join(f"{value:g}" for value in mean),
         std=", ".join(f"{value:g}" for value in std),
     )
-    body = re.sub(r"\n{3,}", "\n\n", body).strip()
+    body = render_card("student.md", shown)
     card = ModelCard(f"---\n{_metadata(facts, student, labels).to_yaml()}\n---\n\n{body}\n")
     card.save(Path(folder) / "README.md")
     return Path(folder) / "README.md"
@@ -236,28 +229,21 @@ def _metadata(facts: StudentCardFacts, student: Mapping[str, Any], labels: Seque
     )
 
 
-def _escape(value: object) -> object:
-    """Escape whatever the template prints, unless it is Markdown already."""
-    if value is None:
-        raise ValueError("the model card's template was given None where it prints a fact")
-    return value if isinstance(value, _Markdown) else escape_markdown(value)
-
-
-def _code(text: str, language: str) -> _Markdown:
+def _code(text: str, language: str) -> Markdown:
     """Fence code with more backticks than it holds in a row, so that nothing inside can end the block."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return _Markdown(f"{fence}{language}\n{text.strip()}\n{fence}")
+    return Markdown(f"{fence}{language}\n{text.strip()}\n{fence}")
 
 
-def _tables(facts: StudentCardFacts, labels: Sequence[str]) -> dict[str, _Markdown]:
+def _tables(facts: StudentCardFacts, labels: Sequence[str]) -> dict[str, Markdown]:
     """All tables by name; the template leaves out a section whose table is empty."""
     tables = {"recalls": recall_table(facts.results, labels), "patients": patient_table(facts.results)}
     if facts.evaluation is not None:
         known = facts.own_data is None or (facts.own_data.groups is not None and facts.own_data.one_class_per_group)
         tables |= evaluation_tables(facts.evaluation, facts.results, patients=known)
     names = ("headline", "per_class", "comparisons", "folds", "cost", "calibration", "saliency", "robustness")
-    return {name: _Markdown(tables.get(name, "")) for name in (*names, "recalls", "patients")}
+    return {name: Markdown(tables.get(name, "")) for name in (*names, "recalls", "patients")}
 
 
 def _temperature(facts: StudentCardFacts) -> str:

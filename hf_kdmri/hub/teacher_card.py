@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCardData, RepoCard
 
-from hf_kdmri.evaluation.report import escape_markdown, results_table
-from hf_kdmri.hub.card_text import PIPELINE_SNIPPET, SPLITS
+from hf_kdmri.evaluation.report import results_table
+from hf_kdmri.hub.card_template import Markdown, render_card
+from hf_kdmri.hub.card_text import PIPELINE_SNIPPET, PLACEHOLDER, SPLITS
 
-PLACEHOLDER = "path/to/student"  # in the snippets of a card that was written before the repository had a name
 _TAGS = ("knowledge-distillation", "timm", "teacher")
 _OUR_TAGS = ("medical-imaging", "brain-mri", "brain-tumor")
 _RELATED = "## Related repositories"
@@ -44,10 +42,7 @@ def teacher_card(
     _, height, width = config["pretrained_cfg"]["input_size"]
     own, split, fold = bool(facts.get("own_data")), str(facts["split"]), facts.get("fold")
     shown = [rows[stage] for stage in ("teacher", "student") if stage in rows]
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, finalize=_escape, trim_blocks=True, lstrip_blocks=True, autoescape=False
-    )
-    body = environment.from_string(files("model_cards").joinpath("teacher.md").read_text(encoding="utf-8")).render(
+    told: dict[str, object] = dict(
         model_name=repo_id.split("/")[1],
         phantom=bool(facts["phantom"]),
         own=own,
@@ -55,20 +50,20 @@ def teacher_card(
         student_id=student_id,
         architecture=config["architecture"],
         labels=", ".join(config["label_names"]),
-        pipeline_snippet=_Markdown(f"```python\n{_snippet(repo_id)}\n```"),
+        pipeline_snippet=Markdown(f"```python\n{_snippet(repo_id)}\n```"),
         height=height,
         width=width,
         source=facts["source"],
-        split_text=_Markdown(SPLITS[split]) if split in SPLITS and not own else f"Split: {split}.",
+        split_text=Markdown(SPLITS[split]) if split in SPLITS and not own else f"Split: {split}.",
         chosen=f"seed {facts['seed']}" if fold is None else f"fold {fold}, seed {facts['seed']}",
         slices=", ".join(f"{count} {name}" for name, count in (facts.get("slices") or {}).items()),
-        results=_Markdown(results_table(shown)),
+        results=Markdown(results_table(shown)),
         fold_known=fold is not None,
         machine=facts["machine"],
         versions=", ".join(f"{name} {number}" for name, number in facts["versions"].items()),
     )
     data = _metadata(facts, rows.get("teacher"), repo_id, dataset_id)
-    return f"---\n{data.to_yaml()}\n---\n\n{re.sub(chr(10) + '{3,}', chr(10) * 2, body).strip()}\n"
+    return f"---\n{data.to_yaml()}\n---\n\n{render_card('teacher.md', told)}\n"
 
 
 def _snippet(repo_id: str) -> str:
@@ -135,16 +130,6 @@ def link_student_card(card: str, student_id: str, *, teacher_id: str | None, dat
         text += f"\n\n{_RELATED}\n\n" + "\n".join(lines)
     yaml_head = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=10_000).strip()
     return f"---\n{yaml_head}\n---\n\n{text}\n"
-
-
-class _Markdown(str):
-    """Text that is Markdown already; everything else is escaped when the template prints it."""
-
-
-def _escape(value: object) -> object:
-    if value is None:
-        raise ValueError("the teacher card's template was given None where it prints a fact")
-    return value if isinstance(value, _Markdown) else escape_markdown(value)
 
 
 def _slug(text: str) -> str:
