@@ -62,7 +62,7 @@ def test_labels_must_fit():
         ViewDataset([np.zeros((4, 1, 8, 8), np.uint8)], np.zeros(3, np.int64), 8)
 
 
-NOTHING = dict(tone=0, shading=0, sharpness=0, coarse=0, noise=0, marks=0, jpeg=0)
+NOTHING = dict(tone=0, sequence=0, shading=0, sharpness=0, coarse=0, noise=0, marks=0, jpeg=0)
 
 
 class TestRandomViews:
@@ -159,6 +159,12 @@ class TestRobustViews:
         ramp = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(12, 1, 16, 16)
         out = RandomAppearance(**{**NOTHING, "tone": 1.0})(ramp, self.index, seed=0, epoch=0).flatten(1).int()
         assert (out.diff(dim=1) >= 0).all()
+
+    def test_another_sequence_reorders_greys_and_keeps_black(self):
+        ramp = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(12, 1, 16, 16)
+        out = RandomAppearance(**{**NOTHING, "sequence": 1.0})(ramp, self.index, seed=0, epoch=0).flatten(1).int()
+        assert (out[:, 0] == 0).all()
+        assert (out.diff(dim=1) < 0).any(1).float().mean() > 0.8  # a rising curve is drawn now and then as well
 
     def test_rician_noise_brightens_the_background(self):
         black = torch.zeros(12, 1, 48, 48, dtype=torch.uint8)

@@ -28,6 +28,8 @@ class RandomAppearance:
     Args:
         tone: probability of a random rising curve from grey to grey, its black and white points included.
         tone_strength: 0 leaves the curve straight, 1 lets its knots fall anywhere.
+        sequence: probability of a curve that rises and falls at random instead, black staying black: another sequence
+            (T2, FLAIR, no contrast medium) turns bright tissue dark and dark tissue bright.
         shading: probability of a smooth bright and dark side.
         shading_strength: largest change by shading, a share.
         sharpness: probability of blur or of unsharp masking, one or the other.
@@ -43,6 +45,7 @@ class RandomAppearance:
 
     tone: float = 0.5
     tone_strength: float = 0.5
+    sequence: float = 0.12
     shading: float = 0.25
     shading_strength: float = 0.4
     sharpness: float = 0.35
@@ -83,7 +86,10 @@ class RandomAppearance:
         knots = np.linspace(0, 1, _KNOTS)
         random_curves = np.sort(draws[:, 1 : 1 + _KNOTS], axis=1)  # rising, as a window or a screen's curve is
         strength = self.tone_strength * draws[:, 1 + _KNOTS, None] * (draws[:, :1] < self.tone)
-        curves = torch.from_numpy((1 - strength) * knots + strength * random_curves).to(images)
+        curves = (1 - strength) * knots + strength * random_curves
+        other = np.where(np.arange(_KNOTS) == 0, 0, draws[:, 1 : 1 + _KNOTS])
+        curves = np.where(draws[:, 2 + _KNOTS, None] < self.sequence, other, curves)
+        curves = torch.from_numpy(curves).to(images)
         position = images.clamp(0, 1) * (_KNOTS - 1)
         left = position.floor().clamp(max=_KNOTS - 2)
         flat = left.long().flatten(1)
