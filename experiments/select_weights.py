@@ -1,9 +1,10 @@
 """Start a MobileNetV2 from the ImageNet weights of an EfficientNet-Lite0.
 
-There are no ImageNet weights of a student of at most 2.5 M parameters at hand. EfficientNet-Lite0 is built of the same blocks
-as MobileNetV2 (inverted residuals, ReLU6, no squeeze-and-excitation), a quarter wider, with some 5 × 5 kernels. Weight selection
-(Xu et al., "Initializing Models with Larger Ones", ICLR 2024) takes a part of a larger model's weights; here the channels with
-the largest norms, the same along each residual stream, and the middle 3 × 3 of a 5 × 5 kernel.
+There are no ImageNet weights of a student of at most 2.5 M parameters at hand. EfficientNet-Lite0 is built of the
+same blocks as MobileNetV2 (inverted residuals, ReLU6, no squeeze-and-excitation), a quarter wider, with some 5 × 5
+kernels. Weight selection (Xu et al., "Initializing Models with Larger Ones", ICLR 2024) takes a part of a larger
+model's weights: the channels with the largest norms, the same along each residual stream, and the middle 3 × 3 of a 5
+× 5 kernel.
 
     python experiments/select_weights.py LITE0.safetensors OUT.safetensors
 """
@@ -35,6 +36,7 @@ def take(weight: Tensor, out_channels: Tensor | None, in_channels: Tensor | None
 
 
 def take_norm(target: nn.BatchNorm2d, source: nn.BatchNorm2d, channels: Tensor | None) -> None:
+    """Copy scale, shift and running statistics of the chosen channels."""
     for name in ("weight", "bias", "running_mean", "running_var"):
         tensor = getattr(source, name).data
         getattr(target, name).data.copy_(tensor if channels is None else tensor[channels])
@@ -46,6 +48,7 @@ def stream_importance(stage: nn.Sequential) -> Tensor:
 
 
 def copy_block(target: nn.Module, source: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+    """Fill an inverted residual from a wider one, given the channels kept of its input and of its output."""
     count = target.conv_dw.weight.shape[0]
     importance = source.bn2.weight.data.abs() * source.conv_pwl.weight.data[outputs].flatten(1).norm(dim=0)
     middle = largest(importance, count)
@@ -81,6 +84,7 @@ def select_weights(source: nn.Module, target: nn.Module) -> None:
 
 
 def main() -> None:
+    """Write the file, with its origin in its metadata, which a model card repeats."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help=f"{SOURCE}'s weights, safetensors, in timm's keys")
     parser.add_argument("out", type=Path, help=f"{TARGET}'s weights to write")
@@ -91,7 +95,8 @@ def main() -> None:
     select_weights(source, target)
     target.classifier.weight.data.copy_(source.classifier.weight.data)
     target.classifier.bias.data.copy_(source.classifier.bias.data)
-    save_file(target.state_dict(), arguments.out)
+    origin = f"a selection of {SOURCE}'s ImageNet weights (weight selection, Xu et al., ICLR 2024)"
+    save_file(target.state_dict(), arguments.out, metadata={"origin": origin})
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ There is no set of pictures of other origin here, so choices are made on what ca
 
 - `corrupted`: mean accuracy over the 15 corruptions of docs/robustness.md, each at its middle severity;
 - `cropped`: cut to the head and stretched to a square, as most pictures on the web are;
-- `cropped, other look`: the same with a random tone curve, sharpness, noise, marks and JPEG (`RandomAppearance`, all of its
-  changes more likely than in training).
+- `cropped, other look`: the same with a random tone curve, sharpness, noise, marks and JPEG (`RandomAppearance`, all of
+  its changes more likely than in training).
 
 All figures are balanced accuracies. The test split is not touched.
 """

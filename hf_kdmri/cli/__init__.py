@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from hf_kdmri import __version__
-from hf_kdmri.cli import evaluate, export, predict, push, reproduce, runs, serve, space
+from hf_kdmri.cli import evaluate, export, pack, predict, push, reproduce, runs, serve, space
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,6 +46,7 @@ for command, example in (
     (export.export, export.EXAMPLE),
     (serve.serve, serve.EXAMPLE),
     (push.push, push.EXAMPLE),
+    (pack.pack, pack.EXAMPLE),
     (space.space, space.EXAMPLE),
 ):
     app.command(epilog=f"Example: {example}")(command)

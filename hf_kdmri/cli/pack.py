@@ -1,0 +1,40 @@
+"""`kdmri pack`: a finished run's student as a model repository in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_kdmri.cli.exits import USAGE, stop
+
+EXAMPLE = "kdmri pack runs/figshare --out models/my-student --name jane/my-student --half"
+
+
+def pack(
+    run: Annotated[Path, typer.Argument(help="Run folder of one fold: runs/figshare, runs/folds/fold-0.")],
+    out: Annotated[Path, typer.Option(help="Folder to write, or one that was packed before.")],
+    name: Annotated[str, typer.Option(metavar="USER/NAME", help="What the card's snippets call the model.")],
+    half: Annotated[
+        bool, typer.Option("--half", help="Weights in float16: half the size; refused if predictions change.")
+    ] = False,
+    dataset: Annotated[str | None, typer.Option(metavar="USER/NAME", help="The data set on the Hub.")] = None,
+) -> None:
+    """Write what `kdmri push` would send of the student into a folder, with its predictions for the sample pictures.
+
+    For 8-bit ONNX instead of float32, first: kdmri export RUN/student --int8 --out RUN/student/onnx/model_int8.onnx
+    """
+    from hf_kdmri.hub.hub_errors import PublishError
+    from hf_kdmri.hub.packing import PackError, pack_student
+
+    typer.echo(f"Packing {run / 'student'} …", err=True)
+    try:
+        sizes = pack_student(run, out, name, half=half, dataset_id=dataset)
+    except (PublishError, PackError) as error:
+        stop(error)
+    except (OSError, ValueError) as error:
+        stop(error, USAGE)
+    for file, size in sizes.items():
+        typer.echo(f"{size:>14,}  {file}")
+    typer.echo(f"{sum(sizes.values()):>14,}  bytes in {len(sizes)} files of {out}")
