@@ -160,6 +160,12 @@ class TestRobustViews:
         out = RandomAppearance(**{**NOTHING, "tone": 1.0})(ramp, self.index, seed=0, epoch=0).flatten(1).int()
         assert (out.diff(dim=1) >= 0).all()
 
+    def test_a_share_of_the_views_keeps_its_look(self):
+        views = torch.randint(0, 256, (64, 1, 48, 48), dtype=torch.uint8)
+        changes = {**NOTHING, "noise": 1.0, "shading": 1.0, "applied": 0.5}
+        out = RandomAppearance(**changes)(views, torch.arange(64), seed=0, epoch=0)
+        assert 0.3 < (out == views).flatten(1).all(1).float().mean() < 0.7
+
     def test_another_sequence_reorders_greys_and_keeps_black(self):
         ramp = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(12, 1, 16, 16)
         out = RandomAppearance(**{**NOTHING, "sequence": 1.0})(ramp, self.index, seed=0, epoch=0).flatten(1).int()

@@ -26,6 +26,7 @@ class RandomAppearance:
     wherever the views are, so that a view is the same on any device.
 
     Args:
+        applied: probability that an image is changed at all; the others keep every pixel.
         tone: probability of a random rising curve from grey to grey, its black and white points included.
         tone_strength: 0 leaves the curve straight, 1 lets its knots fall anywhere.
         sequence: probability of a curve that rises and falls at random instead, black staying black: another sequence
@@ -43,6 +44,7 @@ class RandomAppearance:
         worst_quality: lowest JPEG quality.
     """
 
+    applied: float = 1.0
     tone: float = 0.5
     tone_strength: float = 0.5
     sequence: float = 0.12
@@ -80,7 +82,9 @@ class RandomAppearance:
         images = self._noise(images, draws[:, 18:20], random)
         images = self._mark(images, draws[:, 20:22], random)
         out = (images.clamp(0, 1) * 255).round().to(torch.uint8)
-        return self._compress(out, draws[:, 22:24])
+        out = self._compress(out, draws[:, 22:24])
+        changed = torch.from_numpy(draws[:, 24] < self.applied).to(views.device)
+        return torch.where(changed.view(-1, 1, 1, 1), out, views)
 
     def _tone(self, images: Tensor, draws: np.ndarray) -> Tensor:
         knots = np.linspace(0, 1, _KNOTS)

@@ -99,6 +99,8 @@ class RandomViews:
 
 VIEW_STYLES = {
     "plain": RandomViews(),
-    # For pictures of other origin: tighter and wider crops, other shapes, and everything in `RandomAppearance`.
-    "robust": RandomViews(scale=(0.65, 1.4), aspect=0.12, appearance=RandomAppearance()),
+    # For pictures of other origin: tighter and wider crops, other shapes, and, on 7 views of 10, everything in
+    # `RandomAppearance`. Where it was on all of them, 6 % of the views looked as the slices do, and 10 epochs cost a
+    # student 3.6 points of validation accuracy (docs/robustness.md).
+    "robust": RandomViews(scale=(0.65, 1.4), aspect=0.12, appearance=RandomAppearance(applied=0.7)),
 }
