@@ -34,6 +34,13 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
         default=None,
         metadata={"help": "Threads per process on a CPU; by default all cores, shared by this machine's processes."},
     )
+    keep_memory: bool = field(
+        default=True,
+        metadata={
+            "help": "On a CPU, keep freed memory for the next step, in huge pages (Linux with glibc; elsewhere without "
+            "effect). Faster, and no digit changes; the process holds its peak of memory until it ends."
+        },
+    )
     views_per_image: int | None = field(
         default=None,
         metadata={"help": "Random views of each image: epoch e trains on view e mod this; default: a new view each."},
