@@ -52,6 +52,13 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
             "need not ask it again; views_per_image is then by default the number of epochs."
         },
     )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={
+            "help": "Decay of a moving average of the weights, which is then validated and saved, e.g. 0.999; it rises "
+            "to this as 1 - (1 + step)^(-3/4). 0: none."
+        },
+    )
     loss_spike_factor: float = field(
         default=10.0,
         metadata={
@@ -87,6 +94,8 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
             raise ValueError(f"views_per_image is {self.views_per_image}; at least 1 is needed")
         if self.loss_spike_factor and not self.loss_spike_factor > 1:
             raise ValueError(f"loss_spike_factor is {self.loss_spike_factor}; it must be above 1, or 0 for no spikes")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; it must be at least 0 (no average) and below 1")
         LossOptions.__post_init__(self)
         if self.teacher_cache is not None and self.max_steps > 0 and self.views_per_image is None:
             raise ValueError("teacher_cache with max_steps needs views_per_image: how many views of each image to keep")
