@@ -34,6 +34,13 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
         default=None,
         metadata={"help": "Threads per process on a CPU; by default all cores, shared by this machine's processes."},
     )
+    keep_memory: bool = field(
+        default=True,
+        metadata={
+            "help": "On a CPU, keep freed memory for the next step, in huge pages (Linux with glibc; elsewhere without "
+            "effect). Faster, and no digit changes; the process holds its peak of memory until it ends."
+        },
+    )
     views_per_image: int | None = field(
         default=None,
         metadata={"help": "Random views of each image: epoch e trains on view e mod this; default: a new view each."},
@@ -43,6 +50,13 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
         metadata={
             "help": "Folder that keeps what the teacher says of all views (built if absent), so that further students "
             "need not ask it again; views_per_image is then by default the number of epochs."
+        },
+    )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={
+            "help": "Decay of a moving average of the weights, which is then validated and saved, e.g. 0.999; it rises "
+            "to this as 1 - (1 + step)^(-3/4). 0: none."
         },
     )
     loss_spike_factor: float = field(
@@ -80,6 +94,8 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
             raise ValueError(f"views_per_image is {self.views_per_image}; at least 1 is needed")
         if self.loss_spike_factor and not self.loss_spike_factor > 1:
             raise ValueError(f"loss_spike_factor is {self.loss_spike_factor}; it must be above 1, or 0 for no spikes")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; it must be at least 0 (no average) and below 1")
         LossOptions.__post_init__(self)
         if self.teacher_cache is not None and self.max_steps > 0 and self.views_per_image is None:
             raise ValueError("teacher_cache with max_steps needs views_per_image: how many views of each image to keep")

@@ -15,6 +15,7 @@ from hf_kdmri.training.checkpoints import CheckpointError
 from hf_kdmri.training.environment import data_fingerprint, describe_environment
 from hf_kdmri.training.guard import DataWorkerError
 from hf_kdmri.training.inputs import RunData, prepare_data, views_of
+from hf_kdmri.training.memory import keep_memory
 from hf_kdmri.training.numbers import NotFiniteError
 from hf_kdmri.training.options import OptionError, RunOptions
 from hf_kdmri.training.outcome import (
@@ -55,6 +56,8 @@ def run_job(options: RunOptions, run: RunFolder, state: PartialState) -> None:
     Raises:
         CannotRun: options, data, models or a teacher cache that cannot be used; the message says why.
     """
+    if options.training.use_cpu and options.training.keep_memory:
+        keep_memory()
     numbers = options.data.fold_numbers()
     if numbers is None:
         run_fold(options, run, state)

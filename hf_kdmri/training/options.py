@@ -183,7 +183,7 @@ def default_options() -> dict[str, Any]:
 
 _ALWAYS_WRITTEN = {"output_dir", "seed", "gradient_accumulation_steps", "bf16", "max_steps", "eval_strategy"}
 # The machine's own, or a secret.
-_NEVER_WRITTEN = {"use_cpu", "cpu_threads", "dataloader_pin_memory", "hub_token"}
+_NEVER_WRITTEN = {"use_cpu", "cpu_threads", "keep_memory", "dataloader_pin_memory", "hub_token"}
 
 
 def parse_options(argv: Sequence[str] | None = None) -> RunOptions:

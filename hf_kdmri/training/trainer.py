@@ -16,7 +16,7 @@ from hf_kdmri.data.augmentation import RandomViews
 from hf_kdmri.data.views import ViewDataset
 from hf_kdmri.distillation import DistillationModel
 from hf_kdmri.training.arguments import DistillationTrainingArguments
-from hf_kdmri.training.guard import GuardedTrainer
+from hf_kdmri.training.averaging import AveragedTrainer
 from hf_kdmri.training.hub_push import StudentPush
 from hf_kdmri.training.teacher_cache import TeacherCache, TeacherCacheError, cache_facts, prepare_teacher_cache
 
@@ -24,12 +24,13 @@ HEAD_FILE = "distillation_head.safetensors"
 STUDENT_FILE = "model.safetensors"
 
 
-class DistillationTrainer(GuardedTrainer, StudentPush):
+class DistillationTrainer(AveragedTrainer, StudentPush):
     """Train a `DistillationModel`: cross-entropy, and what the teacher adds.
 
     A checkpoint is the student's own folder (loadable by `from_pretrained`), `distillation_head.safetensors` if
-    anything trains beside the student, and the optimiser's state; the teacher is never saved. Every term of the loss
-    is logged apart (`loss_ce`, `loss_logit`, `loss_geometry`, …), unweighted, as is the accuracy on the training views.
+    anything trains beside the student, and the optimiser's state; the teacher is never saved. With `ema_decay` the
+    student in it is the average of `AveragedTrainer`. Every term of the loss is logged apart (`loss_ce`, `loss_logit`,
+    `loss_geometry`, …), unweighted, as is the accuracy on the training views.
 
     All terms are means over a micro-batch. Those that relate two images (`sample`, and `dist` on the logits) see the
     batches of all processes at once, but not those of other accumulation steps: there, 4 × 8 is not 32. The others do
@@ -222,12 +223,14 @@ class DistillationTrainer(GuardedTrainer, StudentPush):
             return
         folder = Path(output_dir or self.args.output_dir or ".")
         model = self._distillation_model()
-        model.student.save_pretrained(folder)
+        self.student_to_keep().save_pretrained(folder)
+        self.save_training_weights(folder)
         if head := model.head_state_dict():
             save_file({key: value.contiguous() for key, value in head.items()}, folder / HEAD_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         self._restore(resume_from_checkpoint)
+        self.restore_average(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint is None:
