@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from hf_kdmri.cli.classifying import BatchSize, Calibrated, Device, list_failures, load_classifier, with_progress
+from hf_kdmri.cli.classifying import (
+    BatchSize,
+    Calibrated,
+    Device,
+    list_failures,
+    list_warnings,
+    load_classifier,
+    with_progress,
+)
 from hf_kdmri.cli.exits import USAGE, stop
 
 EXAMPLE = "kdmri evaluate jane/kdmri-student --images scans/ --labels labels.csv --label-map notumor="
@@ -99,6 +107,7 @@ def evaluate(
     pairs = list(zip(rows, outcomes, strict=True))
     scored = [(row, outcome.probabilities) for row, outcome in pairs if outcome.probabilities is not None]
     unreadable = [outcome for outcome in outcomes if outcome.probabilities is None]
+    list_warnings([outcome for outcome in outcomes if outcome.warning])
     failures = [*(Outcome(path, None, reason) for path, reason in table.missing.items()), *unreadable]
     files = {
         "listed": table.listed,
