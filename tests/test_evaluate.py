@@ -147,7 +147,7 @@ def test_copies_under_other_names_are_pointed_out(model, scans, tmp_path) -> Non
     result = run("evaluate", model, "--images", scans, "--labels", labels)
     assert result.exit_code == 0
     assert "copy.png are the same file, byte for byte" in result.stderr
-    assert "1 are copies of others and count again" in result.stdout
+    assert "1 is a copy of another and counts again" in result.stdout
 
 
 def test_nothing_readable_is_an_error_not_a_score(model, scans, tmp_path) -> None:

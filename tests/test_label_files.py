@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_kdmri.cli.label_file import read_label_file
+from hf_kdmri.data.label_file import read_label_file
 from tests.cli_cases import run, save_model, write_labels, write_scans
 from tests.conftest import LABELS
 
