@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from hf_kdmri.cli import app
 from tests.cli_cases import run, save_model
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,13 @@ def test_push_dry_run_lists_the_students_files(model) -> None:
     assert "config.json" in result.stdout
     assert "bytes in 2 files" in result.stdout
     assert "Dry run: nothing was sent to jane/kdmri-student" in result.stdout
+    assert "Card: there is no README.md" in result.stdout
+    (model / "README.md").write_text("---\npipeline_tag: image-classification\nlibrary_name: timm\n---\n")
+    assert "README.md was checked" in run("push", model, "--to", "jane/x", "--dry-run").stdout
+    (model / "README.md").write_text("---\nlibrary_name: timm\n---\n")
+    refused = run("push", model, "--to", "jane/x", "--dry-run")
+    assert refused.exit_code == 2 and "breaks the Hub's rules" in refused.stderr and refused.stdout == ""
+    (model / "README.md").unlink()
     assert run("push", model.parent, "--to", "nowhere", "--dry-run").exit_code == 2
     assert "config.json and model.safetensors missing" in run("push", model.parent.parent, "--to", "j/x").stderr
 
@@ -67,3 +75,31 @@ def test_help_imports_nothing_heavy() -> None:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
     assert time.perf_counter() - start < 10
+
+
+def test_a_wrong_choice_is_refused_in_plain_words() -> None:
+    result = run("predict", "x.png", "--model", "y", "--format", "xls")
+    assert result.exit_code == 2
+    words = " ".join(result.stderr.replace("│", " ").split())
+    assert "Invalid value for '--format': 'xls' is not one of" in words and "Value error" not in words
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("export", "jane/nothing", "--out", "x.onnx"),
+        ("space", "page", "--model", "jane/nothing"),
+        ("evaluate", "jane/nothing", "--images", ".", "--labels", "pyproject.toml"),
+        ("push", "nowhere", "--to", "jane/nothing", "--dry-run"),
+    ],
+)
+def test_slow_commands_say_what_they_do_and_fail_before_heavy_imports(command) -> None:
+    code = (
+        "import sys\nfrom hf_kdmri.cli import app\ntry:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n"
+        "    print(end.code, [m for m in ('torch', 'transformers', 'timm', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split("\n")[0] == "2 []", done.stderr
+    first, second = done.stderr.splitlines()
+    assert first.startswith("kdmri: ") and first.endswith(" …")
+    assert second.startswith("kdmri: there is no folder 'jane/nothing'") or second.startswith("kdmri: nowhere is no")

@@ -27,15 +27,26 @@ _WARNINGS = 10  # a folder of masks would fill the screen
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …; never changed silently.")]
 
 
+def check_model(model: str) -> None:
+    """Leave with a message where there is no such model, before anything slow."""
+    from hf_kdmri.hub_names import check_model_name
+
+    try:
+        check_model_name(model)
+    except ValueError as error:
+        stop(error, USAGE)
+
+
 def load_classifier(model: str, device: str, calibrated: bool = False) -> ImageClassifier:
     """Load a model, or say in one line why it cannot be and leave."""
+    if (Path(model) / "student" / "config.json").is_file() and not (Path(model) / "config.json").is_file():
+        stop(f"{model} is the folder of a run; its student is {Path(model) / 'student'}", USAGE)
+    check_model(model)
     from hf_kdmri.inference import ImageClassifier
 
     # What Pillow and pydicom warn of in damaged files may quote them, a patient's name included.
     warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\b")
     logging.getLogger("pydicom").setLevel(logging.ERROR)
-    if (Path(model) / "student" / "config.json").is_file() and not (Path(model) / "config.json").is_file():
-        stop(f"{model} is the folder of a run; its student is {Path(model) / 'student'}", USAGE)
     try:
         if Path(model).suffix == ".onnx":
             from hf_kdmri.onnx_inference import OnnxImageClassifier

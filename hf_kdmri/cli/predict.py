@@ -35,7 +35,7 @@ class PredictionFormat(str, Enum):
 def predict(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="FILE_OR_FOLDER...", help="Images, folders searched at any depth, patterns."),
+        typer.Argument(metavar="PATH", help="Images, folders searched at any depth, patterns."),
     ],
     model: Model,
     format: Annotated[PredictionFormat | None, typer.Option(help="How to print.", show_default="table")] = None,
@@ -53,13 +53,14 @@ def predict(
     """
     from hf_kdmri.cli.prediction_output import PredictionWriter
     from hf_kdmri.cli.sources import find_sources
-    from hf_kdmri.inference import Outcome
 
     form = _chosen_format(format, as_json, as_csv)
     given = find_sources(sources)
     if not given.total:
         stop("\n  ".join(f"{path} {reason}" for path, reason in given.absent.items()), USAGE)
     classifier = load_classifier(model, device, calibrated)
+    from hf_kdmri.inference import Outcome  # after the model was looked up: torch takes seconds
+
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be bytes that are no UTF-8
     failures = [Outcome(path, None, reason) for path, reason in given.absent.items()]
