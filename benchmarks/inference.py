@@ -35,11 +35,11 @@ from numpy.typing import NDArray
 from timing import circumstances, spread
 
 from hf_kdmri import StudentForImageClassification
-from hf_kdmri.cli.export_images import FileImages, SplitImages, find_export_images
 from hf_kdmri.data import write_phantom_archives
 from hf_kdmri.data.loading import load_slices
 from hf_kdmri.evaluation.report import markdown_table
 from hf_kdmri.export import export_onnx, export_openvino, export_torch, quantize_onnx
+from hf_kdmri.export.images import FileImages, SplitImages, find_export_images
 from hf_kdmri.export.source import SourceModel
 
 LABELS = ["meningioma", "glioma", "pituitary"]

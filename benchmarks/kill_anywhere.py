@@ -27,29 +27,12 @@ from typing import Any
 import yaml
 from faults import KINDS, TWO_PROCESSES, Fault, draw_fault
 from starts import Start, import_train_kd, start
+from tiny_run import TINY
 
 from hf_kdmri.training.checkpoints import checkpoints_in, damage_of
 from hf_kdmri.training.reproduce import compare
 from hf_kdmri.training.run_folder import RunFolder
 
-TINY = {
-    "phantom_slices": 40,
-    "teacher_architecture": "test_resnet",
-    "teacher_image_size": 64,
-    "student_architecture": "test_vit",
-    "student_image_size": 32,
-    "student_drop_path_rate": 0.2,
-    "num_train_epochs": 2,
-    "per_device_train_batch_size": 8,
-    "save_strategy": "steps",
-    "save_steps": 2,
-    "geometry_grid": 2,
-    "baseline": False,
-    "saliency": False,
-    "cpu_threads": 1,
-    "disable_tqdm": True,
-    "seed": 7,
-}
 _MOST_STARTS = 3  # one is enough; more are counted as a finding
 
 

@@ -36,6 +36,7 @@ from hf_kdmri.data.phantom import MARKER
 from hf_kdmri.data.splits import CONFIGS, FOLDS, missing_slices
 from hf_kdmri.hub.hub_errors import PublishError, check_login, check_repo_id
 from hf_kdmri.hub.publish import Push
+from hf_kdmri.wording import counted
 
 _FORWARDED = ("image_bits", "source", "base_url")  # options of the builder
 # fields of the builder's configuration that do not change a row
@@ -301,7 +302,10 @@ def print_push(push: Push) -> None:
     if push.url is None:
         for name, size in push.files:
             print(f"{size:>12,}  {name}")
-        print(f"Dry run: {len(push.files)} files, {push.total_bytes / 1e6:.1f} MB for {push.repo_id}; nothing sent")
+        print(
+            f"Dry run: {counted(len(push.files), 'file')}, {push.total_bytes / 1e6:.1f} MB for {push.repo_id}; "
+            "nothing sent"
+        )
     elif not push.sent:
         print(f"All {len(push.files)} files are there already: {push.url}")
     else:
@@ -318,7 +322,7 @@ def _print_outcome(folder: ConversionFolder) -> None:
         names = f"{hub_config_name(config, 0)}, {hub_config_name(config, 1)} … {hub_config_name(config, FOLDS - 1)}"
         print(f"{config:<16}{len(shards):>8}{sum(shard.rows for shard in shards):>8}{size:>9.1f}   {names}")
     total = sum(shard.bytes for shard in folder.shards.values()) / 1e6
-    print(f"{folder.out}: {len(folder.shards)} files, {total:.1f} MB (configurations may share files)\n")
+    print(f"{folder.out}: {counted(len(folder.shards), 'file')}, {total:.1f} MB (configurations may share files)\n")
     print(f"from datasets import load_dataset\nload_dataset({str(folder.out)!r}, {configs[0]!r})")
 
 

@@ -22,7 +22,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from transformers.utils import logging as transformers_logging
 
 from hf_kdmri.data.picture_limits import PictureError
-from hf_kdmri.data.pictures import decode_picture
+from hf_kdmri.data.pictures import decode_picture, doubt
+from hf_kdmri.hub_names import check_model_name
 from hf_kdmri.whole_files import write_whole
 
 TEMPERATURE_KEY = "calibration_temperature"  # in config.json; see `hf_kdmri.models.KDConfig`
@@ -30,11 +31,12 @@ TEMPERATURE_KEY = "calibration_temperature"  # in config.json; see `hf_kdmri.mod
 
 @dataclass(frozen=True)
 class Outcome:
-    """One file: probabilities (C,) that sum to 1, or the reason why there are none."""
+    """One file: probabilities (C,) that sum to 1, or the reason why there are none; and what makes it doubtful."""
 
     path: Path
     probabilities: NDArray[np.float32] | None
-    error: str | None
+    error: str | None = None
+    warning: str | None = None
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -72,8 +74,7 @@ class ImageClassifier:
 
     def __init__(self, model: str, device: str = "cpu", *, calibrated: bool = False) -> None:
         transformers_logging.disable_progress_bar()
-        if not Path(model).exists() and (Path(model).is_absolute() or model.count("/") > 1):
-            raise ValueError(f"there is no folder {model}; give a model's folder, or user/name on the Hugging Face Hub")
+        check_model_name(model)
         try:
             self.processor = AutoImageProcessor.from_pretrained(
                 model,
@@ -87,8 +88,7 @@ class ImageClassifier:
                 raise ValueError(f"{len(info['missing_keys'])} weights are missing; save or download it again")
             self.model = loaded.eval().to(device)
         except (OSError, ValueError, KeyError) as error:
-            hint = "" if Path(model).is_dir() else " (there is no folder of that name, so it was taken for a Hub name)"
-            raise ValueError(f"cannot load a classifier from {model!r}{hint}: {error}") from error
+            raise ValueError(f"cannot load a classifier from {model!r}: {error}") from error
         except (RuntimeError, AssertionError) as error:  # torch, for a device that is not there
             raise ValueError(f"cannot use the device {device!r}: {error}. Try --device cpu") from error
         self.labels = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
@@ -123,16 +123,19 @@ class ImageClassifier:
         """
         remaining = iter(paths)
         while batch := list(islice(remaining, batch_size)):
-            images: list[Image.Image] = []
-            errors: dict[Path, str] = {}
+            read: list[Image.Image | str] = []
             for path in batch:
                 try:
-                    images.append(read_image(path))
+                    read.append(read_image(path))
                 except PictureError as error:
-                    errors[path] = str(error)
+                    read.append(str(error))
+            images = [image for image in read if isinstance(image, Image.Image)]
             rows = iter(self.probabilities(images) if images else ())
-            for path in batch:
-                yield Outcome(path, None, errors[path]) if path in errors else Outcome(path, next(rows), None)
+            for path, image in zip(batch, read, strict=True):
+                if isinstance(image, Image.Image):
+                    yield Outcome(path, next(rows), warning=doubt(image))
+                else:
+                    yield Outcome(path, None, image)
 
 
 def save_temperature(model_folder: str | Path, temperature: SupportsFloat | None) -> Path:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import http.server
 import re
-import socket
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from tests.loopback import Handler, listening
 
 
 @dataclass
@@ -34,7 +33,7 @@ class FileServer:
     closing: threading.Event = field(default_factory=threading.Event)
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(Handler):
     server_state: FileServer
 
     def do_GET(self) -> None:
@@ -44,9 +43,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         answer(self, state)
 
     do_POST = do_GET
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def content(self) -> bytes | None:
         return self.server_state.files.get(self.path)
@@ -102,7 +98,7 @@ def plain(
             handler.wfile.flush()
             state.closing.wait(30)
         if reset:
-            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            handler.cut()
         return None
 
     return answer
@@ -125,13 +121,5 @@ def serve(files: dict[str, bytes]) -> Iterator[FileServer]:
     """Run the server on a free port of this machine."""
     state = FileServer(files)
     handler = type("Handler", (_Handler,), {"server_state": state})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    try:
+    with listening(handler, state.closing) as state.url:
         yield state
-    finally:
-        state.closing.set()
-        server.shutdown()
-        server.server_close()

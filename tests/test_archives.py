@@ -15,7 +15,14 @@ import pytest
 from mutations import mutated_zip
 
 from hf_kdmri.data import archives
-from hf_kdmri.data.archives import DataFolderError, SliceEntry, SliceReader, find_slices, read_slices
+from hf_kdmri.data.archives import (
+    DataFolderError,
+    SliceEntry,
+    SliceReader,
+    find_slices,
+    find_slices_in_zips,
+    read_slices,
+)
 from hf_kdmri.data.mat_file import SliceFileError, read_slice
 from tests.data_fixtures import good_mat, write_zip
 
@@ -248,3 +255,13 @@ def test_damaged_archives_are_read_or_refused(tmp_path):
             verdicts["valid"] += 1
         assert time.process_time() - start < 2
     assert verdicts["refused"] > 100 and verdicts["valid"] > 5
+
+
+def test_zips_of_any_name_are_searched_and_called_by_the_one_that_people_know(tmp_path) -> None:
+    stored = tmp_path / "0a1b2c"
+    stored.write_bytes(as_zip({"deep/7.mat": b"x", "deep/3.mat": b"y", "read me.txt": b"z"}))
+    found = find_slices_in_zips({str(stored): "part 1.zip"})
+    assert [data for _, data in read_slices(found)] == [b"y", b"x"], "in order of numbers"
+    stored.write_bytes(as_zip({"read me.txt": b"z"}))
+    with pytest.raises(DataFolderError, match=r"no slice \(<number>\.mat\) in part 1\.zip"):
+        find_slices_in_zips({str(stored): "part 1.zip"})

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from hf_kdmri.evaluation import plot_comparison, plot_prediction_grid, plot_training_curves
+from hf_kdmri.evaluation.figures.fold_curves import plot_fold_curves
 
 NAMES = ["meningioma", "glioma", "pituitary"]
 
@@ -56,6 +57,20 @@ def test_training_curves_of_whatever_stages_there_are(stages, titles, tmp_path) 
         assert expected in text
     assert ("Student alone (baseline)" in text) == ("baseline" in stages)
     assert ("teacher's best" in text) == ("teacher" in stages)
+
+
+def test_every_fold_has_its_curves(tmp_path) -> None:
+    histories = {str(fold): history("teacher", "baseline", "student") for fold in range(5)}
+    del histories["3"][-1]["eval_accuracy"]
+    paths = plot_fold_curves(histories, tmp_path / "curves", subtitle="folds 0, 1, 2, 3, 4")
+    text = check_files(paths, tmp_path / "curves")
+    for expected in (*(f"fold {fold}" for fold in range(5)), "Teacher", "Student, distilled", "validation", "training"):
+        assert expected in text
+    lines = [node.get("id", "") for node in ElementTree.parse(paths[1]).iter()]
+    for fold in range(5):
+        assert lines.count(f"validation-fold-{fold}") == lines.count(f"train-fold-{fold}") == 6, "3 models, 2 panels"
+    with pytest.raises(ValueError, match="folds a, b have no validation accuracy"):
+        plot_fold_curves({"a": [], "b": [{"stage": "student", "epoch": 1.0}]}, tmp_path / "x")
 
 
 def test_a_history_without_curves_is_refused(tmp_path) -> None:

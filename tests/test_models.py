@@ -291,7 +291,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     del weights["blocks.1.attn.proj.bias"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 weights of 'test_vit', the first is blocks\.1\.attn\.proj\.bias"):
+    with pytest.raises(ValueError, match=r"lacks 1 weight of 'test_vit', the first is blocks\.1\.attn\.proj\.bias"):
         StudentForImageClassification.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="1 weights are missing"):
         ImageClassifier(str(tmp_path))

@@ -24,6 +24,11 @@ def test_flags_override_the_file_and_the_file_overrides_defaults(tmp_path: Path)
     assert options.training.geometry_grid == 7
 
 
+def test_the_default_student_is_that_of_the_real_run():
+    configured = read_config(ROOT / "configs" / "figshare.yaml")["student_architecture"]
+    assert parse_options([]).model.student_architecture == configured == "mobilenetv4_conv_small"
+
+
 def test_a_later_file_overrides_an_earlier_one(tmp_path: Path):
     first = write(tmp_path / "a.yaml", "fold: 2\nexit_weight: 0.5\n")
     second = write(tmp_path / "b.yaml", "exit_weight: 0.25\nstage_weights: [1, 2, 1]\n")

@@ -140,7 +140,7 @@ class TestSplits:
         both = tmp_path / "both"
         for split in ("train", "validation", "test"):
             save_folders(both / split, per_class=2)
-        assert any("8 of 8 test images are, byte for byte, training images" in w for w in load(both).warnings)
+        assert any("8 of 8 test images are, byte for byte, in the training split" in w for w in load(both).warnings)
 
     def test_unlabelled_and_foreign_splits_are_left_out_aloud(self, tmp_path: Path):
         columns = {name: {"label": [0, 1] * 20} for name in ("train", "validation")}
@@ -324,7 +324,7 @@ class TestPictures:
         Image.fromarray(deep).save(root / "a" / "0.png")
         data = load(root)
         assert data.wide_images == 1 and not data.grey
-        assert any("1 images have more than 8 bits and are windowed" in note for note in data.notes)
+        assert any("1 image of more than 8 bits is windowed" in note for note in data.notes)
 
 
 @pytest.mark.parametrize(

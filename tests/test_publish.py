@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from hf_kdmri.hub import PublishError, find_model_folder, hub_errors, push_folder
+from hf_kdmri.hub import CardError, PublishError, find_model_folder, hub_errors, push_folder
 from tests.hub import Fault, Hub, cut, cut_after, refuse, serve_hub, stall, together
 from tests.hub.client import ROOT, hub_environment, use_hub
 
@@ -29,7 +29,7 @@ def folder(tmp_path) -> Path:
     for name in [*files, *left_behind]:
         (student / name).parent.mkdir(parents=True, exist_ok=True)
         (student / name).write_text("{}")
-    (student / "README.md").write_text("---\ntags: [a]\n---\n")
+    (student / "README.md").write_text("---\npipeline_tag: image-classification\nlibrary_name: timm\n---\n")
     (student / "model.safetensors").write_bytes(bytes(1000))
     return student
 
@@ -48,9 +48,17 @@ def writes(hub: Hub) -> list[str]:
 
 def test_a_dry_run_lists_what_would_be_sent_and_sends_nothing(folder, hub) -> None:
     push = push_folder(folder, "jane/kdmri-student", dry_run=True)
-    assert push.files == (("README.md", 18), ("config.json", 2), ("model.safetensors", 1000), ("onnx/model.onnx", 2))
-    assert push.total_bytes == 1022
+    assert push.files == (("README.md", 62), ("config.json", 2), ("model.safetensors", 1000), ("onnx/model.onnx", 2))
+    assert push.total_bytes == 1066
     assert push.url is None and push.sent is None
+    assert hub.requests == []
+
+
+def test_a_card_that_breaks_the_rules_is_not_sent(folder, hub) -> None:
+    (folder / "README.md").write_text("---\npipeline_tag: text-generation\nlibrary_name: timm\n---\n")
+    for dry_run in (True, False):
+        with pytest.raises(CardError, match="pipeline_tag is 'text-generation'"):
+            push_folder(folder, "jane/x", dry_run=dry_run)
     assert hub.requests == []
 
 

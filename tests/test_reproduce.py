@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tiny_run import TINY
 from typer.testing import CliRunner
 
 from hf_kdmri.cli import app
@@ -17,26 +18,13 @@ from hf_kdmri.training.job import CannotRun
 from hf_kdmri.training.reproduce import compare
 from hf_kdmri.training.run_folder import RunFolder
 
-TINY = {
-    "phantom_slices": 40,
-    "teacher_architecture": "test_resnet",
-    "teacher_image_size": 64,
-    "student_architecture": "test_vit",
-    "student_image_size": 32,
-    "num_train_epochs": 1,
-    "geometry_grid": 2,
-    "baseline": False,
-    "saliency": False,
-    "disable_tqdm": True,
-    "cpu_threads": 1,
-    "seed": 7,
-}
+ONE_EPOCH = TINY | {"num_train_epochs": 1}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reproduce")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(ONE_EPOCH))
     threads, arguments = torch.get_num_threads(), sys.argv
     sys.argv = ["train_kd.py", "--config", str(folder / "tiny.yaml"), "--output_dir", str(folder / "run")]
     try:

@@ -153,6 +153,15 @@ def test_several_images_in_one_request(url, predicted) -> None:
     assert len(form) == 1 and form[0]["label"] == max(predicted["grey.png"], key=predicted["grey.png"].get)
 
 
+def test_a_blank_picture_is_answered_with_a_warning(url) -> None:
+    blank = as_text(picture_bytes(Image.new("L", (50, 60), 7), "PNG"))
+    assert "x-kdmri-warning" not in post(url, {"inputs": [PNG, PNG]}).headers
+    answer = post(url, {"inputs": [PNG, blank]})
+    assert answer.status_code == 200 and len(answer.json()) == 2
+    assert answer.headers["x-kdmri-warning"].startswith("inputs[1] has 1 grey level,")
+    assert len(post(url, {"inputs": [blank] * 30}).headers["x-kdmri-warning"]) < 1000
+
+
 def test_health_and_info(url) -> None:
     assert httpx2.get(f"{url}/health").json() == {"status": "ready"}
     info = httpx2.get(url).json()
@@ -341,8 +350,8 @@ def test_each_request_is_one_line_without_its_image(url, caplog) -> None:
         while len(lines := _lines(caplog)) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
     size = len(FILES["grey.png"])
-    assert re.fullmatch(rf"127\.0\.0\.1 POST /models/a%1Bb 200 1 images {size} bytes [\d.]+ ms", lines[0])
-    assert lines[1].startswith("127.0.0.1 POST / 400 1 images 20 bytes")
+    assert re.fullmatch(rf"127\.0\.0\.1 POST /models/a%1Bb 200 1 input {size} bytes [\d.]+ ms", lines[0])
+    assert lines[1].startswith("127.0.0.1 POST / 400 1 input 20 bytes")
     assert len(lines) == 2 and "Jane" not in "".join(lines)
 
 

@@ -214,6 +214,10 @@ def test_foreign_pictures_are_warned_of_and_slices_are_not(page, pictures, tmp_p
         give(page, tmp_path / f"{name}.png")
         assert page.inner_text("#verdict") == "Does not look like an MRI slice"
         assert name in page.inner_text("#warnings .notice")
+    for pixels, said in ((grey(90, 90, 1) // 200, "it has only 2 grey levels"), (grey(90, 90, 1) * 0, "are equal")):
+        Image.fromarray(pixels).save(tmp_path / "few.png")
+        give(page, tmp_path / "few.png")
+        assert said in page.inner_text("#warnings .notice")
 
 
 def test_slices_of_a_volume_however_it_lies(page, model, tmp_path) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from hf_kdmri import __version__
 from hf_kdmri.cli import evaluate, export, pack, predict, push, reproduce, runs, serve, space
+from hf_kdmri.cli.exits import Command
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,4 +50,4 @@ for command, example in (
     (pack.pack, pack.EXAMPLE),
     (space.space, space.EXAMPLE),
 ):
-    app.command(epilog=f"Example: {example}")(command)
+    app.command(epilog=f"Example: {example}", cls=Command)(command)

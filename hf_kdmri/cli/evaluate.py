@@ -8,8 +8,17 @@ from typing import Annotated
 
 import typer
 
-from hf_kdmri.cli.classifying import BatchSize, Calibrated, Device, list_failures, load_classifier, with_progress
-from hf_kdmri.cli.exits import USAGE, stop
+from hf_kdmri.cli.classifying import (
+    BatchSize,
+    Calibrated,
+    Device,
+    check_model,
+    list_failures,
+    list_warnings,
+    load_classifier,
+    with_progress,
+)
+from hf_kdmri.cli.exits import USAGE, stop, tell
 
 EXAMPLE = "kdmri evaluate jane/kdmri-student --images scans/ --labels labels.csv --label-map notumor="
 
@@ -60,6 +69,8 @@ def evaluate(
     missing or cannot be read are listed, left out of the score and make the exit code 1. What share was skipped, and
     why, is printed.
     """
+    tell(f"evaluating {model} on {labels} …")
+    check_model(model)
     from hf_kdmri.cli.evaluation_output import (
         check_prediction_file,
         describe_files,
@@ -67,8 +78,8 @@ def evaluate(
         score_files,
         write_predictions,
     )
-    from hf_kdmri.cli.label_file import read_label_file, same_content
-    from hf_kdmri.cli.label_map import parse_label_map
+    from hf_kdmri.data.label_file import read_label_file, same_content
+    from hf_kdmri.data.label_map import parse_label_map
     from hf_kdmri.inference import Outcome
 
     try:
@@ -99,6 +110,7 @@ def evaluate(
     pairs = list(zip(rows, outcomes, strict=True))
     scored = [(row, outcome.probabilities) for row, outcome in pairs if outcome.probabilities is not None]
     unreadable = [outcome for outcome in outcomes if outcome.probabilities is None]
+    list_warnings([outcome for outcome in outcomes if outcome.warning])
     failures = [*(Outcome(path, None, reason) for path, reason in table.missing.items()), *unreadable]
     files = {
         "listed": table.listed,

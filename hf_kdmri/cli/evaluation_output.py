@@ -14,12 +14,13 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from hf_kdmri.cli.label_file import LabelledFile
+from hf_kdmri.data.label_file import LabelledFile
 from hf_kdmri.evaluation.metrics import ClassificationReport
 from hf_kdmri.evaluation.report import escape_markdown
 from hf_kdmri.evaluation.robustness.accuracy import accuracy_draws
 from hf_kdmri.evaluation.statistics.bootstrap import MIN_GROUPS, estimate
 from hf_kdmri.whole_files import whole_file
+from hf_kdmri.wording import counted
 
 PREDICTION_SUFFIXES = (".csv", ".parquet")
 _PER_CLASS = "_per_class"
@@ -131,9 +132,10 @@ def describe_files(files: Mapping[str, Any]) -> str:
     reasons = [f"{count} labelled {label!r} (label map)" for label, count in files["skipped_labels"].items()]
     reasons += [f"{files[kind]} {kind}" for kind in ("missing", "unreadable") if files[kind]]
     share = 1 - files["scored"] / files["listed"]
-    text = f"{files['scored']} of {files['listed']} files scored"
+    text = f"{files['scored']} of {counted(files['listed'], 'file')} scored"
     text += f"; {share:.1%} skipped: {', '.join(reasons)}" if reasons else "; none skipped"
-    return text + (f"; {files['copies']} are copies of others and count again" if files["copies"] else "")
+    again = "is a copy of another and counts" if files["copies"] == 1 else "are copies of others and count"
+    return text + (f"; {files['copies']} {again} again" if files["copies"] else "")
 
 
 def format_report(report: Mapping[str, Any], class_names: Sequence[str], form: str) -> str:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_kdmri.cli.exits import USAGE, stop
+from hf_kdmri.cli.classifying import check_model
+from hf_kdmri.cli.exits import USAGE, stop, tell
+from hf_kdmri.wording import counted
 
 if TYPE_CHECKING:
-    from hf_kdmri.cli.export_images import ExportImages
     from hf_kdmri.export import QuantizationReport
+    from hf_kdmri.export.images import ExportImages
 
 EXAMPLE = "kdmri export runs/demo/student --to onnx --int8 --calibration training_images/ --out student-int8.onnx"
 _COMPARED = 16  # real images on which logits are compared, where any are given
@@ -72,8 +74,10 @@ def export(
     accuracy, are measured, printed and stored in the file, and a loss above --max-drop is refused.
     """
     _check_usage(to, out, int8, openvino, calibration is not None or data_dir is not None)
-    from hf_kdmri.cli.export_images import find_export_images
+    tell(f"exporting {model} to {out} …")
+    check_model(model)
     from hf_kdmri.export import ExportError
+    from hf_kdmri.export.images import find_export_images
     from hf_kdmri.export.source import SourceModel
 
     try:
@@ -166,8 +170,11 @@ def _tell(path: Path, form: str, report: QuantizationReport | None = None) -> No
     checked = "checked against PyTorch" if report is None else "int8"
     typer.echo(f"{path} ({size:,} bytes): {form}, dynamic batch, {checked}")
     if report is not None and form != "openvino":
-        typer.echo(f"  calibrated on {report.calibration_images} images ({report.source}); {report.describe()}")
+        typer.echo(
+            f"  calibrated on {counted(report.calibration_images, 'image')} ({report.source}); {report.describe()}"
+        )
         if report.labelled and not report.is_enough:
             typer.echo(
-                f"kdmri: {report.measured_images} labelled images are too few to hold the drop to a limit", err=True
+                f"kdmri: {counted(report.measured_images, 'labelled image')} are too few to hold the drop to a limit",
+                err=True,
             )

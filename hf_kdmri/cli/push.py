@@ -8,9 +8,13 @@ from typing import Annotated
 
 import typer
 
-from hf_kdmri.cli.exits import USAGE, stop
+from hf_kdmri.cli.exits import USAGE, stop, tell
+from hf_kdmri.wording import counted
 
 EXAMPLE = "kdmri push runs/figshare --to jane/kdmri-student --private --dry-run"
+
+_CARD = "Card: README.md was checked by the Hub's rules, no fault found."
+_NO_CARD = "Card: there is no README.md, so the model has none."
 
 
 def push(
@@ -33,6 +37,7 @@ def push(
 
     Repeat the same command after a failure: what is there is not sent again.
     """
+    tell(f"gathering {folder} {'(dry run) ' if dry_run else ''}…")
     from hf_kdmri.hub.hub_errors import PublishError, check_login
     from hf_kdmri.hub.publish import find_model_folder, push_folder
     from hf_kdmri.hub.release import is_run, plan_release, push_release
@@ -43,6 +48,7 @@ def push(
                 find_model_folder(folder), to, private=private, dry_run=dry_run, tag=tag, timeout=timeout
             )
             _list(push.repo_id, push.files)
+            typer.echo(_CARD if any(name == "README.md" for name, _ in push.files) else _NO_CARD)
             _tell(push.repo_id, push.url, push.sent)
             return
         if not dry_run:
@@ -50,6 +56,8 @@ def push(
         release = plan_release(folder, to, teacher=teacher, onnx=onnx, dataset_id=dataset)
         for plan in release.repositories:
             _list(plan.repo_id, plan.sizes)
+        if "README.md" in release.student.files:
+            typer.echo(_CARD)
         for note in release.notes:
             typer.echo(f"Note: {note}")
         if dry_run:
@@ -73,7 +81,7 @@ def _list(repo_id: str, files: Sequence[tuple[str, int]]) -> None:
     typer.echo(f"{repo_id}:")
     for name, size in files:
         typer.echo(f"{size:>14,}  {name}")
-    typer.echo(f"{sum(size for _, size in files):>14,}  bytes in {len(files)} files")
+    typer.echo(f"{sum(size for _, size in files):>14,}  bytes in {counted(len(files), 'file')}")
 
 
 def _tell(repo_id: str, url: str | None, sent: Sequence[str] | None) -> None:
@@ -82,4 +90,4 @@ def _tell(repo_id: str, url: str | None, sent: Sequence[str] | None) -> None:
     elif not sent:
         typer.echo(f"{repo_id}: all files are there already, {url}")
     else:
-        typer.echo(f"{repo_id}: {len(sent)} files sent, {url}")
+        typer.echo(f"{repo_id}: {counted(len(sent), 'file')} sent, {url}")

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hf_kdmri.cli.exits import USAGE, stop
+from hf_kdmri.cli.classifying import check_model
+from hf_kdmri.cli.exits import USAGE, stop, tell
 
 EXAMPLE = "kdmri space page --model runs/demo/student && python -m http.server --directory page"
 
@@ -24,6 +25,8 @@ def space(
     ] = 0.5,
 ) -> None:
     """Write a folder that any web server, or a static Space, can show: the model runs in the visitor's browser."""
+    tell(f"writing the page with {model} to {out} …")
+    check_model(model)
     from hf_kdmri.export import ExportError
     from hf_kdmri.hub.space_page import write_space
 

@@ -23,6 +23,7 @@ from hf_kdmri.data.own_splits import (
 )
 from hf_kdmri.data.pictures import PictureError, decode_picture, is_grey, is_wide, read_picture_bytes, stored_mode
 from hf_kdmri.data.splits import SPLITS, check_fold, split_by_group
+from hf_kdmri.wording import counted
 
 _READERS = ("imagefolder", "parquet", "arrow", "webdataset", "csv", "json")
 
@@ -155,10 +156,16 @@ def load_own_data(
     seen = {digest for digest, split in zip(digests, assigned, strict=True) if split == "train"}
     test = [digest for digest, split in zip(digests, assigned, strict=True) if split == "test"]
     if twice := sum(digest in seen for digest in test):
-        warnings.append(f"{twice} of {len(test)} test images are, byte for byte, training images as well")
+        warnings.append(
+            f"{twice} of {counted(len(test), 'test image')} {'is' if twice == 1 else 'are'}, byte for byte, in the "
+            "training split as well"
+        )
     wide = sum(map(is_wide, modes))
     if wide:
-        notes.append(f"{wide} images have more than 8 bits and are windowed between their percentiles 0.1 and 99.9")
+        notes.append(
+            f"{counted(wide, 'image')} of more than 8 bits {'is' if wide == 1 else 'are'} windowed, each between its "
+            "own percentiles 0.1 and 99.9"
+        )
 
     number = {name: index for index, name in enumerate(names)}
     pool = pool.cast_column("image", datasets.Image())

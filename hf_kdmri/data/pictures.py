@@ -17,7 +17,9 @@ from hf_kdmri.data import npy_picture
 from hf_kdmri.data.dicom import is_dicom, looks_like_dicom, read_dicom
 from hf_kdmri.data.picture_limits import PictureError, check_size
 from hf_kdmri.data.pixels import window_to_uint8
+from hf_kdmri.wording import counted
 
+MIN_GREY_LEVELS = 16  # of an 8-bit picture; with fewer, `doubt` is told
 _GREY_MODES = {"1", "L", "LA", "La"}
 _WIDE_MODES = {"I", "F"}  # PIL's modes of more than 8 bits: I, I;16, I;16B, F
 # Pillow knows others, of which some start a program (EPS) and none is a slice.
@@ -124,6 +126,25 @@ def decode_picture(encoded: bytes, *, refuse_constant: bool = False) -> Image.Im
     except Exception as error:  # Pillow's parsers raise whatever damaged bytes lead them to
         raise _unreadable(error, encoded) from error
     return to_8_bit(image, refuse_constant=refuse_constant)
+
+
+def doubt(image: Image.Image) -> str | None:
+    """Say why a decoded picture may show no head, or None where nothing speaks against it.
+
+    A scan has a grey level for most of 0 to 255. What has fewer than `MIN_GREY_LEVELS` is blank, a mask, or a
+    drawing. That alone is looked at: a photograph of anything passes.
+
+    Args:
+        image: 8 bits, as `decode_picture` returns it; colour is taken by its luminance.
+
+    Example:
+        >>> doubt(Image.new("L", (64, 64), 7))
+        'has 1 grey level, where a scan has many: it may not show a head'
+    """
+    levels = sum(count > 0 for count in image.convert("L").histogram())
+    if levels >= MIN_GREY_LEVELS:
+        return None
+    return f"has {counted(levels, 'grey level')}, where a scan has many: it may not show a head"
 
 
 def to_8_bit(image: Image.Image, *, refuse_constant: bool = False) -> Image.Image:

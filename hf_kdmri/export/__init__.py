@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from hf_kdmri.lazy_names import lazy_names
 
 _HOME = {
     "ExportError": "checks",
@@ -16,12 +15,4 @@ _HOME = {
     "export_torch": "torch_file",
 }
 __all__ = list(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that a runtime that is not asked for is not imported."""
-    if name not in _HOME:
-        raise AttributeError(
-            f"module 'hf_kdmri.export' has no attribute {name!r}; its public names are {', '.join(_HOME)}"
-        )
-    return getattr(importlib.import_module(f"hf_kdmri.export.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOME)  # so that a runtime that is not asked for is not imported

@@ -19,6 +19,7 @@ from hf_kdmri.export.checks import ExportError, require
 from hf_kdmri.export.source import INPUT
 from hf_kdmri.onnx_inference import OnnxImageClassifier
 from hf_kdmri.whole_files import whole_file
+from hf_kdmri.wording import counted
 
 if TYPE_CHECKING:
     import onnx
@@ -72,7 +73,7 @@ class QuantizationReport:
 
     def describe(self) -> str:
         """One sentence for people."""
-        text = f"the same class as float32 on {self.agreement:.1%} of {self.measured_images} images"
+        text = f"the same class as float32 on {self.agreement:.1%} of {counted(self.measured_images, 'image')}"
         if self.drop is None:
             return f"{text}; no labelled images, so no accuracy"
         return (
@@ -147,8 +148,8 @@ def quantize_onnx(
         lost = round(report.drop / 100 * report.measured_images)
         if lost > max(1, max_drop / 100 * report.measured_images):
             raise ExportError(
-                f"int8 is wrong on {lost} images more than float32: {report.describe()}; allowed are {max_drop}. "
-                "Nothing was written. Calibrate on more or other training images, or allow a larger drop"
+                f"int8 is wrong on {counted(lost, 'image')} more than float32: {report.describe()}; allowed are "
+                f"{max_drop}. Nothing was written. Calibrate on more or other training images, or allow a larger drop"
             )
     onnx.helper.set_model_props(model, facts | {"quantization": json.dumps(asdict(report))})
     out_file.parent.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from hf_kdmri.lazy_names import lazy_names
 
 _HOME = {
     "OwnDataFacts": "own_data_card",
@@ -20,12 +19,4 @@ _HOME = {
     "push_release": "release",
 }
 __all__ = list(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that `kdmri push --dry-run` does not wait for torch."""
-    if name not in _HOME:
-        raise AttributeError(
-            f"module 'hf_kdmri.hub' has no attribute {name!r}; its public names are {', '.join(_HOME)}"
-        )
-    return getattr(importlib.import_module(f"hf_kdmri.hub.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOME)  # so that `kdmri push --dry-run` does not wait for torch

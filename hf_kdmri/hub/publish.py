@@ -9,6 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from hf_kdmri.hub.card_rules import check_card
 from hf_kdmri.hub.contents import REQUIRED_FILES, collect_folder, refuse_secrets
 from hf_kdmri.hub.hub_errors import TIMEOUT, PublishError, check_login, check_repo_id, impatient_client
 from hf_kdmri.hub.repository import Journal, PushedRepository, RepositoryPlan, carry_out, inspect
@@ -86,6 +87,7 @@ def push_folder(
     Raises:
         FileNotFoundError: The folder lacks a required file.
         ValueError: `repo_id` is not `user/name`.
+        CardError: The card breaks the Hub's rules; a `ValueError`.
         PublishError: The Hub refused or could not be reached, or a file holds a token.
     """
     folder = Path(folder)
@@ -95,7 +97,9 @@ def push_folder(
         )
     check_repo_id(repo_id)
     plan = RepositoryPlan(repo_id, collect_folder(folder), "Upload the distilled student")
-    if "README.md" not in plan.files and not dry_run:
+    if "README.md" in plan.files:
+        check_card(folder)
+    elif not dry_run:
         logger.warning("%s has no README.md: the model is published without a card", folder)
     return push_plan(plan, private=private, dry_run=dry_run, tag=tag, timeout=timeout)
 

@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import ModelCard, SpaceCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from hf_kdmri.hub_names import check_model_name
 from hf_kdmri.inference import TEMPERATURE_KEY
 from hf_kdmri.whole_files import sha256_of, sync_folder
 
@@ -118,6 +119,7 @@ def model_facts(
         card = f"https://huggingface.co/{model}"
     if card is not None and not re.fullmatch(r"https?://[^\s]+", card):
         raise ValueError(f"{card!r} is no address of a model card; expected http://… or https://…")
+    check_model_name(model)
     config = AutoConfig.from_pretrained(model)
     if getattr(config, "pretrained_cfg", None) is None:
         raise ValueError(f"{str(model)!r} is no timm_wrapper classifier: its config.json has no pretrained_cfg")

@@ -5,10 +5,10 @@ from hf_kdmri.models.image_classification import (
     StudentForImageClassification,
     TeacherForImageClassification,
     TimmClassifier,
-    start_near_zero,
 )
 from hf_kdmri.models.preprocessing import prepare_pixels
 from hf_kdmri.models.stages import stage_indices
+from hf_kdmri.models.timm_network import start_near_zero
 
 __all__ = [
     "KDConfig",

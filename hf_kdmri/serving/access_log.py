@@ -7,6 +7,8 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hf_kdmri.wording import counted
+
 logger = logging.getLogger("hf_kdmri.serving")
 
 
@@ -44,6 +46,6 @@ class AccessLog:
         finally:
             client = scope["client"][0] if scope.get("client") else "-"
             path = scope.get("raw_path", b"").decode("latin-1")[:100]  # as sent: no control characters
-            images = f" {scope['kdmri.images']} images" if "kdmri.images" in scope else ""
+            inputs = f" {counted(scope['kdmri.inputs'], 'input')}" if "kdmri.inputs" in scope else ""
             took = 1000 * (time.perf_counter() - start)
-            logger.info("%s %s %s %d%s %d bytes %.1f ms", client, scope["method"], path, status, images, received, took)
+            logger.info("%s %s %s %d%s %d bytes %.1f ms", client, scope["method"], path, status, inputs, received, took)

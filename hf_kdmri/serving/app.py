@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hf_kdmri import __version__
 from hf_kdmri.data.picture_limits import PictureError
+from hf_kdmri.data.pictures import doubt
 from hf_kdmri.inference import ImageClassifier, decode_image
 from hf_kdmri.serving.access_log import AccessLog
 from hf_kdmri.serving.answers import Refusal, SafeJSON
@@ -27,6 +28,8 @@ from hf_kdmri.serving.request_body import ClassificationRequest, Parameters, par
 from hf_kdmri.serving.settings import ServeSettings
 
 NOTICE = "Research use only, not a medical device. Every image gets one of these labels, whatever it shows."
+DOUBT_HEADER = "X-Kdmri-Warning"
+_DOUBTS = 8  # of one request; a header must stay short
 _FUNCTIONS = {"softmax": lambda logits: logits.softmax(-1), "sigmoid": torch.sigmoid, "none": lambda logits: logits}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _JSON = {
@@ -96,25 +99,29 @@ class Service:
         try:
             body = await read_body(request, self.settings.max_body, self.settings.timeout)
             asked = await parse_body(body, request.headers, self.settings.max_images)
-            request.scope["kdmri.images"] = len(asked.images)
+            request.scope["kdmri.inputs"] = len(asked.images)
             try:
-                logits = await asyncio.wait_for(self._classify(asked), self.settings.timeout)
+                results = await asyncio.wait_for(self._classify(asked), self.settings.timeout)
             except asyncio.TimeoutError:
                 raise Refusal(504, f"no answer within {self.settings.timeout:g} s; send fewer images") from None
         finally:
             self.in_progress -= 1
-        answers = [self._scores(row, asked.parameters) for row in logits]
-        return SafeJSON(answers if asked.many else answers[0])
+        answers = [self._scores(logits, asked.parameters) for logits, _ in results]
+        # The answer has the form that the Hub's client expects, so a doubt stands in a header.
+        doubts = [f"{name} {told}" for name, (_, told) in zip(asked.names, results, strict=True) if told]
+        headers = {DOUBT_HEADER: "; ".join(doubts[:_DOUBTS])} if doubts else None
+        return SafeJSON(answers if asked.many else answers[0], headers=headers)
 
-    async def _classify(self, asked: ClassificationRequest) -> list[Tensor]:
+    async def _classify(self, asked: ClassificationRequest) -> list[tuple[Tensor, str | None]]:
+        """Logits of each image, and what makes it doubtful."""
         loop = asyncio.get_running_loop()
 
-        async def one(encoded: bytes, name: str) -> Tensor:
+        async def one(encoded: bytes, name: str) -> tuple[Tensor, str | None]:
             try:
-                pixels = await loop.run_in_executor(self._decoders, self._prepare, encoded)
+                pixels, told = await loop.run_in_executor(self._decoders, self._prepare, encoded)
             except PictureError as error:
                 raise Refusal(400, f"{name} {error}") from error
-            return await self.batcher.submit(pixels)
+            return await self.batcher.submit(pixels), told
 
         tasks = [asyncio.create_task(one(*pair)) for pair in zip(asked.images, asked.names, strict=True)]
         try:
@@ -123,8 +130,9 @@ class Service:
             for task in tasks:  # of a request that failed or took too long, the rest need not be computed
                 task.cancel()
 
-    def _prepare(self, encoded: bytes) -> Tensor:
-        return self.classifier.prepare([decode_image(encoded)])[0]
+    def _prepare(self, encoded: bytes) -> tuple[Tensor, str | None]:
+        image = decode_image(encoded)
+        return self.classifier.prepare([image])[0], doubt(image)
 
     def _logits(self, batch: Sequence[Tensor]) -> Sequence[Tensor]:
         return list(self.classifier.logits(torch.stack(list(batch))))

@@ -176,4 +176,4 @@ def _parameters(given: object) -> Parameters:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise Refusal(422, f"parameter {where!r}: {first['msg']}") from error
+        raise Refusal(422, f"parameter {where!r}: {first['msg'].removeprefix('Value error, ')}") from error

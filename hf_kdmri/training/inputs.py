@@ -16,6 +16,7 @@ from hf_kdmri.data.own_data import OwnData, load_own_data
 from hf_kdmri.data.views import ViewDataset, prepare_views
 from hf_kdmri.training.options import OptionError, RunOptions
 from hf_kdmri.training.run_folder import RunFolder
+from hf_kdmri.wording import counted
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ class RunData:
         return "patient_group" in self.splits["test"].column_names
 
     @property
+    def group_counts(self) -> dict[str, int] | None:
+        """Patient groups of each split, None where unknown."""
+        if not self.has_groups:
+            return None
+        return {name: len(set(split["patient_group"][:])) for name, split in self.splits.items()}
+
+    @property
     def split_is_disjoint(self) -> bool:
         """Whether no patient stands on both sides of the split, as far as is known."""
         return self.split != "random_slices"
@@ -69,8 +77,8 @@ class RunData:
 
     def counts(self, split: str) -> dict[str, int]:
         """Images of each class of a split."""
-        counted = Counter(self.splits[split]["label"][:])
-        return {name: counted[index] for index, name in enumerate(self.labels)}
+        numbers = Counter(self.splits[split]["label"][:])
+        return {name: numbers[index] for index, name in enumerate(self.labels)}
 
 
 def describe(source: str, split: str, fold: int | None) -> str:
@@ -86,11 +94,11 @@ def prepare_data(options: RunOptions, run: RunFolder, state: PartialState) -> Ru
         OSError: they are not there.
     """
     data = _own_data(options, state) if options.data.dataset_name is not None else _slices(options, run, state)
-    counts = []
+    counts, groups = [], data.group_counts
     for name, split in data.splits.items():
         counts.append(f"{name} {len(split)} {data.unit}")
-        if data.has_groups:
-            counts[-1] += f" of {len(set(split['patient_group'][:]))} {'groups' if data.own else 'patient groups'}"
+        if groups is not None:
+            counts[-1] += f" of {counted(groups[name], 'group' if data.own else 'patient group')}"
     classes = f"{len(data.labels)} classes; " if data.own else ""
     state.print(f"[1/5] Data: {data.title}: {classes}{', '.join(counts)}")
     return _without_lone_image(data, options, state)

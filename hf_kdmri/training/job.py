@@ -10,6 +10,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+from hf_kdmri.hub_names import check_model_name
 from hf_kdmri.models import TimmClassifier
 from hf_kdmri.training.checkpoints import CheckpointError
 from hf_kdmri.training.environment import data_fingerprint, describe_environment
@@ -98,6 +99,8 @@ def run_fold(options: RunOptions, run: RunFolder, state: PartialState, *, alone:
         if run.read_metrics() is not None:
             state.print(f"{run.path} holds this run, finished; nothing to do.")
             return
+        if options.model.teacher is not None and not run.has_model("teacher"):
+            check_model_name(options.model.teacher)  # now, not after the data are prepared
         data = prepare_data(options, run, state)
         if state.is_main_process:
             run.add_launch(_environment(options), data_fingerprint(data.splits))

@@ -49,7 +49,7 @@ class ModelOptions:
     teacher_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the teacher, if not learning_rate."}
     )
-    student_architecture: str = field(default="efficientvit_b0", metadata={"help": "timm name of the student."})
+    student_architecture: str = field(default="mobilenetv4_conv_small", metadata={"help": "timm name of the student."})
     student_model_args: list[str] | None = field(
         default=None,
         metadata={"help": "Further arguments of the student's timm architecture: name=value, e.g. ls_init_value=0.1."},
@@ -271,7 +271,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         try:
             checked[key] = _plain(TypeAdapter(hints[key]).validate_python(value))
         except ValidationError as error:
-            reason = error.errors()[0]["msg"]
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise OptionError(
                 f"{path}: {key} is {value!r}, a {type(value).__name__}, but must be {_type_name(hints[key])} ({reason})"
             ) from error

@@ -24,7 +24,7 @@ from hf_kdmri.evaluation import (
     plot_prediction_grid,
     plot_training_curves,
 )
-from hf_kdmri.hub.provenance import code_state, provenance, public_command, teacher_of, write_provenance
+from hf_kdmri.hub.provenance import code_state, provenance, teacher_of, write_provenance
 from hf_kdmri.hub.samples import write_samples
 from hf_kdmri.models import TimmClassifier
 from hf_kdmri.secrets import hide_in_command
@@ -122,9 +122,7 @@ def prepare_student_for_the_hub(
 
 def run_facts(run: RunFolder, options: RunOptions, data: RunData) -> dict[str, Any]:
     """What else `metrics.json` should say: the command, the data, the machine."""
-    groups = (
-        {name: len(set(split["patient_group"][:])) for name, split in data.splits.items()} if data.has_groups else None
-    )
+    groups = data.group_counts
     return {
         "command": run_command(),
         "source": data.source,
@@ -166,14 +164,9 @@ def _thumbnail(image: Image.Image) -> Image.Image:
     return shown
 
 
-def run_command(public: bool = False) -> str:
-    """The command line of this process, as one would type it.
-
-    Args:
-        public: shorten absolute paths to their last part, so that a card does not publish someone's folders.
-    """
-    words = ["accelerate", "launch", *hide_in_command(sys.argv)]
-    return public_command(words) if public else shlex.join(words)
+def run_command() -> str:
+    """The command line of this process, as one would type it, without secrets."""
+    return shlex.join(["accelerate", "launch", *hide_in_command(sys.argv)])
 
 
 def versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ from hf_kdmri.evaluation import plot_comparison, results_table
 from hf_kdmri.evaluation.calibration.figures import plot_reliability, plot_risk_coverage
 from hf_kdmri.evaluation.figures.confusion import plot_confusion_matrices
 from hf_kdmri.evaluation.figures.convergence import plot_convergence
+from hf_kdmri.evaluation.figures.fold_curves import plot_fold_curves
 from hf_kdmri.evaluation.pooling import draw_saliency_rates
 from hf_kdmri.evaluation.report_page import Block, KeyNumber, Page, Section, code, figure, render_page, table, text
 from hf_kdmri.evaluation.run_tables import (
@@ -21,9 +22,9 @@ from hf_kdmri.evaluation.run_tables import (
     cost_table,
     saliency_table,
 )
-from hf_kdmri.evaluation.statistics.bootstrap import MIN_GROUPS
 from hf_kdmri.evaluation.statistics.predictions import Predictions
 from hf_kdmri.evaluation.statistics.summary_tables import TITLES, summary_tables
+from hf_kdmri.training.report_words import ReportWords
 from hf_kdmri.training.reporting import FinishedFold, calibrated, config_of
 from hf_kdmri.training.run_folder import RunFolder
 from hf_kdmri.whole_files import write_whole
@@ -53,12 +54,12 @@ def write_report(
     report = _Report(run, folds, predictions, evaluation, rows, facts)
     sections = [section for section in report.sections() if section.blocks]
     page = Page(
-        title=f"{' and '.join(report.taught())}: teacher, student alone, distilled student",
-        lead=report.lead(),
-        warnings=report.warnings(),
+        title=f"{' and '.join(report.words.taught())}: teacher, student alone, distilled student",
+        lead=report.words.lead(),
+        warnings=report.words.warnings(),
         keys=report.keys(),
         sections=sections,
-        footer=report.footer(),
+        footer=report.words.footer(),
     )
     path = run.path / "report.html"
     write_whole(path, render_page(page))
@@ -81,73 +82,18 @@ class _Report:
         self.run, self.folds, self.predictions = run, folds, predictions
         self.evaluation, self.rows, self.facts = evaluation, rows, facts
         self.summary = evaluation["summary"]
+        self.words = ReportWords(folds, self.summary, rows, facts)
         self.figures = run.path / "figures"
         self.figures.mkdir(exist_ok=True)
-        self.unit = next(iter(rows.values()))["unit"]
-        self.subtitle = f"{facts['source']}, split {facts['split']}, {self._which_folds()}, test"
+        self.unit = self.words.unit
+        self.subtitle = f"{facts['source']}, split {facts['split']}, {self.words.which_folds()}, test"
         self.tables = {
             name: markdown
-            for name, markdown in summary_tables(self.summary, patients=self._has_patients()).items()
+            for name, markdown in summary_tables(self.summary, patients=self.words.has_patients()).items()
             if markdown
         }
         self.tables["models"] = results_table(list(rows.values()))
         self.tables["cost"] = cost_table(rows)
-
-    def taught(self) -> list[str]:
-        return list(dict.fromkeys([self.rows[m]["architecture"] for m in ("teacher", "student") if m in self.rows]))
-
-    def _which_folds(self) -> str:
-        numbers = [fold.facts["fold"] for fold in self.folds]
-        if numbers == [None]:
-            return "the set's own splits"
-        if len(numbers) == 1:
-            return f"fold {numbers[0]}"
-        return f"folds {', '.join(map(str, numbers))} pooled"
-
-    def lead(self) -> str:
-        groups = f" of {self.summary['patient_groups']:,} patient groups" if self._has_patients() else ""
-        return (
-            f"{self.facts['source']}, split {self.facts['split']}, {self._which_folds()}, seed {self.facts['seed']}: "
-            f"{self.summary['slices']:,} test {self.unit}{groups}, each predicted once, by models that were not "
-            f"trained on {'its patient' if self.summary['disjoint_groups'] and self._has_patients() else 'it'}. "
-            f"{self._intervals()}"
-        )
-
-    def _intervals(self) -> str:
-        groups = "patient groups" if self._has_patients() else self.unit
-        if self.summary["patient_groups"] < MIN_GROUPS:
-            return f"There are no intervals: fewer than {MIN_GROUPS} {groups} allow none."
-        return (
-            f"Brackets are 95 % intervals from {self.summary['draws']:,} draws of {groups}; a number that rests on "
-            f"fewer than {MIN_GROUPS} of them, or on no error at all, has none."
-        )
-
-    def _has_patients(self) -> bool:
-        return self.facts.get("has_patients", "patient_groups" in self.facts)
-
-    def warnings(self) -> list[str]:
-        told = ["Research use only, not a medical device."]
-        if not self.facts.get("own_data"):
-            told[0] += " There is no class “no tumour”: a healthy slice gets a tumour's name."
-        if self.facts["phantom"]:
-            told.append(
-                "These are generated phantoms: the numbers show that everything runs and say nothing about MRI."
-            )
-        if not self.summary["disjoint_groups"]:
-            told.append(
-                "This split puts slices of one patient on both sides. Its numbers show memory of patients as well as "
-                "skill and must not be compared with those of a split by patient."
-            )
-        elif not self._has_patients():
-            told.append(
-                "Nothing says whose each image is: images of one person may stand in training and test, and the "
-                "intervals treat every image as a person of its own."
-            )
-        if len(self.folds) == 1:
-            told.append(
-                "One fold: folds differ by more than methods do, so a difference between two runs proves little."
-            )
-        return told
 
     def keys(self) -> list[KeyNumber]:
         keys = []
@@ -178,18 +124,9 @@ class _Report:
         if "comparisons" in self.tables:
             blocks += [
                 table(self.tables["comparisons"]),
-                text(self._tests(), quiet=True),
+                text(self.words.tests(), quiet=True),
             ]
         return blocks
-
-    def _tests(self) -> str:
-        swapped = "patient groups" if self._has_patients() else self.unit
-        exact = ", and from McNemar's exact test on patients; both" if self._has_patients() else ","
-        return (
-            f"p from {self.summary['permutations']:,} permutations that swap the two models' answers within "
-            f"{swapped}{exact} two-sided, none corrected for the number of comparisons. Where two models differ on "
-            f"few {swapped}, p cannot be small, however large the difference."
-        )
 
     def _classes(self) -> list[Block]:
         matrices = {
@@ -201,14 +138,18 @@ class _Report:
         return [figure(png, "Confusion matrices of the models"), table(self.tables["per_class"])]
 
     def _training(self) -> list[Block]:
-        blocks = self._per_fold("training_curves", "Loss and accuracy before and after distillation")
-        for fold in self.folds[:1]:
+        blocks = self._curves()
+        for fold in self.folds:
             told = self.evaluation["convergence"][fold.name]
             if told:
                 png, _ = plot_convergence(
-                    told, self.figures / "convergence", subtitle=f"{fold.facts['source']}, fold {fold.name}"
+                    told,
+                    fold.run.path / "figures" / "convergence",  # a push of the fold takes it from there
+                    subtitle=f"{fold.facts['source']}, fold {fold.name}",
                 )
-                blocks.append(figure(png, "Generalisation gap and epochs to given validation accuracies"))
+                blocks.append(
+                    figure(png, "Generalisation gap and epochs to given validation accuracies", self._caption(fold))
+                )
         if markdown := convergence_table(self.evaluation["convergence"]):
             self.tables["convergence"] = markdown
             blocks.append(table(markdown))
@@ -222,14 +163,21 @@ class _Report:
             )
         return blocks
 
+    def _curves(self) -> list[Block]:
+        alt = "Loss and accuracy before and after distillation"
+        if len(self.folds) == 1 or not any(self.evaluation["convergence"].values()):
+            return self._per_fold("training_curves", alt)
+        histories = {fold.name: fold.run.read_history() for fold in self.folds}
+        title = self.subtitle.removesuffix(" pooled, test")
+        png, _ = plot_fold_curves(histories, self.figures / "training_curves", subtitle=title)
+        return [figure(png, alt, "Training loss is the cross-entropy term, on augmented views.")]
+
     def _per_fold(self, name: str, alt: str) -> list[Block]:
-        blocks = []
-        for fold in self.folds:
-            png = fold.run.path / "figures" / f"{name}.png"
-            if png.is_file():
-                caption = f"Fold {fold.name}" if len(self.folds) > 1 else ""
-                blocks.append(figure(png, alt, caption))
-        return blocks[:1]
+        pictures = [(fold, fold.run.path / "figures" / f"{name}.png") for fold in self.folds]
+        return [figure(png, alt, self._caption(fold)) for fold, png in pictures if png.is_file()]
+
+    def _caption(self, fold: FinishedFold) -> str:
+        return f"Fold {fold.name}" if len(self.folds) > 1 else ""
 
     def _cost(self) -> list[Block]:
         png, _ = plot_comparison(list(self.rows.values()), self.figures / "comparison", subtitle=self.subtitle)
@@ -266,7 +214,7 @@ class _Report:
             subtitle=self.subtitle,
         )
         reasons = {f"{TITLES[model]}: {reason}" for model, part in told.items() for reason in part["not_fitted"]}
-        people = "patients" if self._has_patients() else self.unit
+        people = "patients" if self.words.has_patients() else self.unit
         return [
             table(self.tables["calibration"]),
             *(
@@ -351,14 +299,6 @@ class _Report:
                 "Beside this page: metrics.json (every number, explained in docs/evaluation.md), predictions.parquet "
                 "(probabilities of every test picture), figures/ (PNG and SVG), tables/ (Markdown)."
             ),
-        ]
-
-    def footer(self) -> list[str]:
-        if self.facts.get("own_data") or self.facts["phantom"]:
-            return []
-        return [
-            "Data: Cheng, Jun, brain tumor dataset, figshare 1512427, CC BY 4.0; PLoS ONE 10(10):e0140381 (2015) and "
-            "11(6):e0157112 (2016)."
         ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,10 +10,9 @@ from typing import Any
 
 from hf_kdmri.distillation import LossOptions
 from hf_kdmri.hub import OwnDataFacts, StudentCardFacts, write_student_card
-from hf_kdmri.hub.provenance import teacher_of
+from hf_kdmri.hub.provenance import public_command, teacher_of
 from hf_kdmri.training.inputs import RunData, is_8_bit
 from hf_kdmri.training.options import RunOptions
-from hf_kdmri.training.outcome import run_command
 from hf_kdmri.training.reporting import FinishedFold
 
 _REENCODED = (
@@ -47,7 +47,6 @@ def card_facts(options: RunOptions, data: RunData) -> dict[str, Any]:
     own = _own_data_facts(data)
     return {
         "model_name": f"kdmri-{options.model.student_architecture}",
-        "command": run_command(public=True),
         "losses": losses_text(training.loss_options()),
         "cited": methods_cited(training.loss_options()),
         "data_note": _REENCODED if own is None and is_8_bit(data.splits) else "",
@@ -88,7 +87,7 @@ def write_card(
             split=facts["split"],
             fold=facts["fold"],
             seed=facts["seed"],
-            training_command=kept["command"],
+            training_command=public_command(shlex.split(facts["command"])),
             versions=facts["versions"],
             machine=facts["machine"],
             phantom=facts["phantom"],
@@ -149,9 +148,7 @@ def _own_data_facts(data: RunData) -> OwnDataFacts | None:
         hub_id=own.hub_id,
         counts={split: dict(data.counts(split)) for split in data.splits},
         group_column=own.group_column,
-        groups={name: len(set(split["patient_group"][:])) for name, split in data.splits.items()}
-        if data.has_groups
-        else None,
+        groups=data.group_counts,
         one_class_per_group=own.one_class_per_group,
         drawn=list(own.drawn),
         grey=own.grey,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import http.server
 import re
-import socket
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +11,12 @@ from urllib.parse import unquote
 from tests.hub import collection_routes, read_routes, write_routes
 from tests.hub.messages import Answer, Refused, Request, as_json
 from tests.hub.store import Hub, User
+from tests.loopback import Handler, listening
 
 ROUTES = [*write_routes.ROUTES, *collection_routes.ROUTES, *read_routes.ROUTES]
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(Handler):
     protocol_version = "HTTP/1.1"
     hub: Hub
 
@@ -36,12 +34,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with self.hub.lock:
             self.hub.requests.append(f"{request.line} {'cut' if answer is None else answer.status}")
         if answer is None:
-            return self._cut()
+            return self.cut()
         try:
             request.body  # noqa: B018  # the next request on this connection begins behind it
             self._send(answer)
         except OSError:
-            self._cut()
+            self.cut()
 
     do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
@@ -66,10 +64,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(answer.body)
 
-    def _cut(self) -> None:
-        self.close_connection = True
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
     def _read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -80,16 +74,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class _Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, *_: object) -> None:
-        """Keep quiet about clients that went away; what was refused stands in `Hub.requests`."""
-
 
 @contextmanager
 def serve_hub(**users: User) -> Iterator[Hub]:
@@ -99,12 +83,5 @@ def serve_hub(**users: User) -> Iterator[Hub]:
         **users: By token; default: `hf_jane` may write as jane, `hf_reader` only read as jane.
     """
     hub = Hub(users=users or {"hf_jane": User("jane", orgs=("lab",)), "hf_reader": User("jane", role="read")})
-    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    try:
+    with listening(type("Handler", (_Handler,), {"hub": hub}), hub.closing) as hub.url:
         yield hub
-    finally:
-        hub.closing.set()
-        server.shutdown()
-        server.server_close()

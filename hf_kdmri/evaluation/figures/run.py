@@ -27,7 +27,7 @@ from hf_kdmri.evaluation.figures.style import (
 )
 from hf_kdmri.evaluation.report import format_rows
 
-_STAGE_TITLES = {"teacher": "Teacher", "baseline": "Student alone (baseline)", "student": "Student, distilled"}
+STAGE_TITLES = {"teacher": "Teacher", "baseline": "Student alone (baseline)", "student": "Student, distilled"}
 _MODEL_COLOURS = {"Teacher": GREEN, "Student alone": ORANGE, "Distilled student": BLUE}
 # key of the row, heading in the results table, label of the axis, factor from the row's unit to the axis's
 _PANELS = (
@@ -41,7 +41,7 @@ _PANELS = (
 _MEASURED_ONLY = ("flops", "megabytes")  # panels that are left out where no row has the number
 
 
-def _curve(history: Sequence[Mapping[str, Any]], stage: str, key: str) -> tuple[list[float], list[float]]:
+def curve(history: Sequence[Mapping[str, Any]], stage: str, key: str) -> tuple[list[float], list[float]]:
     """Pick (epochs, values) of one quantity of one stage, in order of epochs."""
     points = [(row["epoch"], row[key]) for row in history if row.get("stage") == stage and row.get(key) is not None]
     points.sort(key=lambda point: point[0])
@@ -85,23 +85,23 @@ def plot_training_curves(
             f"the history has nothing to plot: {len(history)} rows, stages {sorted(map(str, seen))}; "
             f"expected rows of stage baseline, student or teacher with one of {', '.join(keys)}"
         )
-    teacher_best = max(_curve(history, "teacher", "eval_accuracy")[1], default=None)
+    teacher_best = max(curve(history, "teacher", "eval_accuracy")[1], default=None)
     with figure_style():
         figure = new_figure(4.3 * len(stages) + 0.6, 5.0, "Loss and accuracy over training", subtitle)
         grid = figure.subplots(2, len(stages), sharex=True, sharey="row", squeeze=False)
         for column, stage in enumerate(stages):
             loss_axes, accuracy_axes = grid[:, column]
-            cross_entropy = _curve(history, stage, "loss_ce")
+            cross_entropy = curve(history, stage, "loss_ce")
             _draw_curves(
                 loss_axes,
-                cross_entropy if cross_entropy[0] else _curve(history, stage, "loss"),
-                _curve(history, stage, "eval_loss"),
+                cross_entropy if cross_entropy[0] else curve(history, stage, "loss"),
+                curve(history, stage, "eval_loss"),
             )
-            loss_axes.set_title(_STAGE_TITLES[stage], weight="bold")
+            loss_axes.set_title(STAGE_TITLES[stage], weight="bold")
             loss_axes.set_ylim(bottom=0)
             percent = [
                 (epochs, [100 * value for value in values])
-                for epochs, values in (_curve(history, stage, key) for key in ("train_accuracy", "eval_accuracy"))
+                for epochs, values in (curve(history, stage, key) for key in ("train_accuracy", "eval_accuracy"))
             ]
             _draw_curves(accuracy_axes, *percent)
             if teacher_best is not None:

@@ -22,6 +22,7 @@ from hf_kdmri.evaluation.report import escape_markdown
 from hf_kdmri.evaluation.robustness.corruptions import SEVERITIES, check_corruptions, corrupt, corruption_title
 from hf_kdmri.evaluation.statistics.bootstrap import MIN_GROUPS, draw_counts, estimate
 from hf_kdmri.models import TimmClassifier, prepare_pixels
+from hf_kdmri.wording import counted
 
 DRAWS = 2000
 Condition = tuple[str, int]  # corruption and severity; ("clean", 0) comes first
@@ -169,11 +170,11 @@ def robustness_table(results: Mapping[str, Any]) -> str:
         cells = ("–" if interval is None else " to ".join(map(_points, interval)) for interval in intervals)
         lines.append(["95 % interval over patients", *cells])
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    patients = "" if results["n_patients"] is None else f" of {results['n_patients']:,} patients"
+    patients = "" if results["n_patients"] is None else f" of {counted(results['n_patients'], 'patient')}"
     few = f" Fewer than {MIN_GROUPS} patients allow no interval."
     return (
-        f"{table}\n{results['n']:,} pictures{patients}, views of {results['view_size']} px, seed {results['seed']}; "
-        f"each corruption is the mean over its severities."
+        f"{table}\n{counted(results['n'], 'picture')}{patients}, views of {results['view_size']} px, "
+        f"seed {results['seed']}; each corruption is the mean over its severities."
         + (few if 0 < (results["n_patients"] or 0) < MIN_GROUPS else "")
         + "\n"
     )

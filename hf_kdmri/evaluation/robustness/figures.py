@@ -24,6 +24,7 @@ from hf_kdmri.evaluation.figures.style import (
     save_figure,
 )
 from hf_kdmri.evaluation.robustness.corruptions import SEVERITIES, check_corruptions, corrupt, corruption_title
+from hf_kdmri.wording import counted
 
 _COLUMNS = 5  # of the chart, and pictures in a row of the sheet's block
 # Colour, marker and dashes: each alone tells the models apart, also in print without colour.
@@ -142,7 +143,9 @@ def plot_robustness(
         raise ValueError(f"there are {len(models)} models; this figure tells {len(_OTHERS)} apart, so draw fewer")
     styles = _styles(list(models))
     n_patients = results["n_patients"]
-    stated = f"n = {results['n']:,} slices" + ("" if n_patients is None else f" of {n_patients:,} patients")
+    stated = f"n = {counted(results['n'], 'slice')}" + (
+        "" if n_patients is None else f" of {counted(n_patients, 'patient')}"
+    )
     meaning = f"below each name: points against clean, mean over severities, {' / '.join(models)}"
     ticks = max(len(strengths) for strengths in severities.values())
     values = [value for model in models.values() for row in model["accuracy"].values() for value in row]

@@ -12,6 +12,7 @@ from hf_kdmri.evaluation.statistics.bootstrap import Draws, draw_counts, draw_me
 from hf_kdmri.evaluation.statistics.predictions import Predictions
 from hf_kdmri.evaluation.statistics.significance import mcnemar, permutation_test
 from hf_kdmri.evaluation.statistics.summary_tables import difference_cell, estimate_cell, p_cell
+from hf_kdmri.wording import counted
 
 METRICS = ("accuracy", "macro_f1", "balanced_accuracy")
 
@@ -132,8 +133,9 @@ def compare_table(comparison: Mapping[str, Any]) -> str:
         lines.append(cells)
     return (
         f"{markdown_table(heading, lines)}\n"
-        f"{comparison['model']} on {comparison['slices']:,} test images of {comparison['patient_groups']:,} "
-        "patient groups; brackets are 95 % intervals from draws of patient groups, differences are paired.\n"
+        f"{comparison['model']} on {counted(comparison['slices'], 'test image')} of "
+        f"{counted(comparison['patient_groups'], 'patient group')}; brackets are 95 % intervals from draws of "
+        "patient groups, differences are paired.\n"
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_kdmri.cli.label_map import checked_map, class_of, nearest, nearest_name, same_name, unused_names
+from hf_kdmri.data.label_map import checked_map, class_of, nearest, nearest_name, same_name, unused_names
 from hf_kdmri.whole_files import sha256_of
 
 _DELIMITERS = ",;\t"

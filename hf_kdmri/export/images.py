@@ -1,4 +1,4 @@
-"""The images that `kdmri export` calibrates, measures and compares on."""
+"""The images that an export calibrates, measures and compares on."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def find_export_images(
         ValueError: options that exclude or need each other, no images, or labels that the model does not know.
         OSError: nothing there.
     """
-    from hf_kdmri.cli.label_file import read_label_file
+    from hf_kdmri.data.label_file import read_label_file
     from hf_kdmri.data.pictures import find_images
 
     if calibration is not None and data_dir is not None:
