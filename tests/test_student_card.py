@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+from safetensors.torch import save_file
+
 from hf_kdmri.distillation import LossOptions
 from hf_kdmri.hub.card_text import citations
-from hf_kdmri.training.student_card import losses_text, methods_cited
+from hf_kdmri.training.options import ModelOptions
+from hf_kdmri.training.student_card import first_weights, losses_text, methods_cited
 
 
 def test_parts_that_are_off_by_default_are_named_only_if_they_are_on():
@@ -38,3 +42,19 @@ def test_only_what_was_used_is_cited():
     assert {"zhao2022decoupled", "liu2019structured", "park2019relational", "hao2023one"} < set(cited)
     assert "hinton2015distilling" not in cited
     assert citations(cited).count("@") == len(cited)
+
+
+def test_what_the_models_started_from_is_told_without_folders(tmp_path):
+    save_file({"w": torch.ones(1)}, tmp_path / "plain.safetensors")
+    save_file({"w": torch.ones(1)}, tmp_path / "told.safetensors", metadata={"origin": "half of a larger network"})
+    assert first_weights(ModelOptions()) == {"teacher": "untrained", "student": "untrained"}
+    assert first_weights(ModelOptions(teacher_pretrained=True))["teacher"] == "timm's ImageNet weights"
+    given = ModelOptions(
+        teacher_weights=str(tmp_path / "plain.safetensors"), student_weights=str(tmp_path / "told.safetensors")
+    )
+    assert first_weights(given) == {
+        "teacher": "plain.safetensors",
+        "student": "told.safetensors: half of a larger network",
+    }
+    assert first_weights(ModelOptions(teacher="jane/big"))["teacher"] == "taken as it is from jane/big"
+    assert str(tmp_path) not in first_weights(ModelOptions(teacher=str(tmp_path)))["teacher"]

@@ -49,6 +49,7 @@ class StudentCardFacts:
         versions: Package to version.
         machine: Where the milliseconds were measured.
         phantom: True if the data were generated; the card then says so loudly and claims nothing about MRI.
+        first_weights: What the teacher and the student started from, `{"teacher": …, "student": …}`, if known.
         repo_id: `user/name` on the Hub for the snippets; a local folder stands there otherwise.
         dataset_id: `user/name` of the data set on the Hub, for the metadata.
         own_data: The data set, where it is not the Figshare slices; the card then speaks of it instead.
@@ -71,6 +72,7 @@ class StudentCardFacts:
     versions: Mapping[str, str]
     machine: str
     phantom: bool = False
+    first_weights: Mapping[str, str] = field(default_factory=dict)
     repo_id: str | None = None
     dataset_id: str | None = None
     own_data: OwnDataFacts | None = None
@@ -161,6 +163,7 @@ def write_student_card(folder: str | Path, facts: StudentCardFacts) -> Path:
         draws=f"{facts.evaluation['summary']['draws']:,}" if facts.evaluation else "",
         temperature=_temperature(facts),
         losses=Markdown("".join(f"- {escape_markdown(k)}: {escape_markdown(v)}\n" for k, v in facts.losses.items())),
+        first_weights=facts.first_weights,
         has_baseline=any(row["model"] == BASELINE_ROW for row in facts.results),
         versions=", ".join(f"{name} {version}" for name, version in facts.versions.items()),
         height=height,

@@ -8,11 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from hf_kdmri.distillation import LossOptions
 from hf_kdmri.hub import OwnDataFacts, StudentCardFacts, write_student_card
 from hf_kdmri.hub.provenance import public_command, teacher_of
 from hf_kdmri.training.inputs import RunData, is_8_bit
-from hf_kdmri.training.options import RunOptions
+from hf_kdmri.training.options import ModelOptions, RunOptions
 from hf_kdmri.training.reporting import FinishedFold
 
 _REENCODED = (
@@ -48,6 +50,7 @@ def card_facts(options: RunOptions, data: RunData) -> dict[str, Any]:
     return {
         "model_name": f"kdmri-{options.model.student_architecture}",
         "losses": losses_text(training.loss_options()),
+        "first_weights": first_weights(options.model),
         "cited": methods_cited(training.loss_options()),
         "data_note": _REENCODED if own is None and is_8_bit(data.splits) else "",
         "own_data": None if own is None else asdict(own),
@@ -84,6 +87,7 @@ def write_card(
             results=list(rows.values()),
             teacher=rows["teacher"]["architecture"] if "teacher" in rows else "none",
             losses=kept["losses"],
+            first_weights=kept.get("first_weights", {}),
             split=facts["split"],
             fold=facts["fold"],
             seed=facts["seed"],
@@ -100,6 +104,29 @@ def write_card(
             cited=kept["cited"],
         ),
     )
+
+
+def first_weights(options: ModelOptions) -> dict[str, str]:
+    """What teacher and student started from, in a few words each.
+
+    A file's own account of itself stands behind its name, where its metadata have an `origin`.
+    """
+    teacher = _file_text(options.teacher_weights) or (
+        "timm's ImageNet weights" if options.teacher_pretrained else "untrained"
+    )
+    if options.teacher is not None:
+        teacher = (
+            f"taken as it is from {Path(options.teacher).name if Path(options.teacher).exists() else options.teacher}"
+        )
+    return {"teacher": teacher, "student": _file_text(options.student_weights) or "untrained"}
+
+
+def _file_text(path: str | None) -> str:
+    if path is None:
+        return ""
+    with safe_open(path, "pt") as file:
+        origin = (file.metadata() or {}).get("origin")
+    return Path(path).name + (f": {origin}" if origin else "")
 
 
 def losses_text(options: LossOptions) -> dict[str, str]:
