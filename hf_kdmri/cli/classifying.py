@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_kdmri.cli.exits import FAILED, USAGE, stop
+from hf_kdmri.cli.exits import FAILED, USAGE, stop, tell
 from hf_kdmri.wording import counted
 
 if TYPE_CHECKING:
     from hf_kdmri.inference import ImageClassifier, Outcome
 
+SHIPPED = ""  # as a model's name: the one that comes with the package
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="Model folder, .onnx file of kdmri export, or user/name on the Hub.")
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Model folder, .onnx file of kdmri export, or user/name on the Hub.",
+        show_default="the student that comes with this package",
+    ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in memory at once.")]
 Calibrated = Annotated[
@@ -25,6 +32,20 @@ Calibrated = Annotated[
 ]
 _WARNINGS = 10  # a folder of masks would fill the screen
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …; never changed silently.")]
+
+
+def model_or_shipped(model: str) -> str:
+    """The model that was named, or the folder of the one that comes with the package, which is told."""
+    if model != SHIPPED:
+        return model
+    from hf_kdmri.shipped import shipped_student
+
+    try:
+        folder = shipped_student()
+    except FileNotFoundError as error:
+        stop(error, USAGE)
+    tell(f"no --model: with the student of this package, {folder.name}. Research use only, not a medical device")
+    return str(folder)
 
 
 def check_model(model: str) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from hf_kdmri.cli.classifying import (
+    SHIPPED,
     BatchSize,
     Calibrated,
     Device,
@@ -17,11 +18,12 @@ from hf_kdmri.cli.classifying import (
     list_failures,
     list_warnings,
     load_classifier,
+    model_or_shipped,
     with_progress,
 )
 from hf_kdmri.cli.exits import USAGE, stop
 
-EXAMPLE = "kdmri predict scans/ slice.png --model runs/demo/student --csv > predictions.csv"
+EXAMPLE = "kdmri predict scans/ slice.png --csv > predictions.csv"
 
 
 class PredictionFormat(str, Enum):
@@ -37,7 +39,7 @@ def predict(
         list[str],
         typer.Argument(metavar="PATH", help="Images, folders searched at any depth, patterns."),
     ],
-    model: Model,
+    model: Model = SHIPPED,
     format: Annotated[PredictionFormat | None, typer.Option(help="How to print.", show_default="table")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Short for --format csv.")] = False,
@@ -58,7 +60,7 @@ def predict(
     given = find_sources(sources)
     if not given.total:
         stop("\n  ".join(f"{path} {reason}" for path, reason in given.absent.items()), USAGE)
-    classifier = load_classifier(model, device, calibrated)
+    classifier = load_classifier(model_or_shipped(model), device, calibrated)
     from hf_kdmri.inference import Outcome  # after the model was looked up: torch takes seconds
 
     if isinstance(sys.stdout, io.TextIOWrapper):

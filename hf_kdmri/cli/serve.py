@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hf_kdmri.cli.classifying import Calibrated, Device, Model, load_classifier
+from hf_kdmri.cli.classifying import SHIPPED, Calibrated, Device, Model, load_classifier, model_or_shipped
 from hf_kdmri.cli.exits import USAGE, stop
 
 EXAMPLE = "kdmri serve --model runs/demo/student --port 8000"
@@ -18,7 +18,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "
 
 
 def serve(
-    model: Model,
+    model: Model = SHIPPED,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
     max_body: Annotated[str, typer.Option(metavar="SIZE", help="Largest request: 20MB, 512KB, 1GiB.")] = "20MB",
@@ -44,6 +44,7 @@ def serve(
         settings = ServeSettings(parse_size(max_body), timeout, concurrency, batch_size)
     except ValueError as error:
         stop(error, USAGE)
+    model = model_or_shipped(model)
     try:
         reserved = reserve(host, port)
     except CannotListen as error:

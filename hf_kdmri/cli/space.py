@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hf_kdmri.cli.classifying import check_model
+from hf_kdmri.cli.classifying import SHIPPED, Model, check_model, model_or_shipped
 from hf_kdmri.cli.exits import USAGE, stop, tell
 
 EXAMPLE = "kdmri space page --model runs/demo/student && python -m http.server --directory page"
@@ -15,7 +15,7 @@ EXAMPLE = "kdmri space page --model runs/demo/student && python -m http.server -
 
 def space(
     out: Annotated[Path, typer.Argument(help="New or empty folder, or one that holds the page already.")],
-    model: Annotated[str, typer.Option(help="Model folder, or user/name on the Hugging Face Hub.")],
+    model: Model = SHIPPED,
     name: Annotated[str | None, typer.Option(help="What the page calls the model. Default: as its card does.")] = None,
     card: Annotated[
         str | None, typer.Option(metavar="URL", help="Address of the model card. Default: its page on the Hub, if any.")
@@ -25,6 +25,7 @@ def space(
     ] = 0.5,
 ) -> None:
     """Write a folder that any web server, or a static Space, can show: the model runs in the visitor's browser."""
+    model = model_or_shipped(model)
     tell(f"writing the page with {model} to {out} …")
     check_model(model)
     from hf_kdmri.export import ExportError
