@@ -26,6 +26,7 @@ def views() -> torch.Tensor:
     return torch.randint(0, 256, (4, 1, 96, 96), dtype=torch.uint8)
 
 
+GEOMETRY = LossOptions(geometry_weight=1.0)
 LABEL = torch.tensor([0, 1, 2, 1])
 
 
@@ -52,7 +53,7 @@ def test_loss_is_the_weighted_sum_of_its_terms(student, teacher, views):
 
 
 def test_gradients_reach_every_student_parameter_and_none_of_the_teacher(student, teacher, views):
-    model = DistillationModel(student, teacher).train()
+    model = DistillationModel(student, teacher, loss_options=GEOMETRY).train()
     model(views, labels=LABEL).loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in student.parameters())
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
@@ -61,7 +62,7 @@ def test_gradients_reach_every_student_parameter_and_none_of_the_teacher(student
 def test_teacher_stays_in_eval_mode_and_unchanged(student, views):
     teacher = TeacherForImageClassification.from_timm("test_resnet", labels=LABELS, image_size=96)  # has batch norm
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    model = DistillationModel(student, teacher).train()
+    model = DistillationModel(student, teacher, loss_options=GEOMETRY).train()
     assert student.training and not any(module.training for module in teacher.modules())
     model(views, labels=LABEL)
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
@@ -86,7 +87,7 @@ def test_both_see_the_same_view_in_their_own_form(student, teacher, views):
             return original(pixels)
 
         model.stage_features = recording
-    DistillationModel(student, teacher).train()(views, labels=LABEL)
+    DistillationModel(student, teacher, loss_options=GEOMETRY).train()(views, labels=LABEL)
     for model, name in ((student, "student"), (teacher, "teacher")):
         assert seen[name].shape == (4, 3, model.image_size, model.image_size)
     scale = torch.tensor(teacher.pixel_std).view(1, 3, 1, 1)
@@ -98,7 +99,7 @@ def test_both_see_the_same_view_in_their_own_form(student, teacher, views):
 def test_a_normalised_view_and_its_bytes_give_one_loss(student, teacher):
     views = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
     normalised = prepare_pixels(views, image_size=64, mean=student.pixel_mean, std=student.pixel_std)
-    model = DistillationModel(student, teacher).train()
+    model = DistillationModel(student, teacher, loss_options=GEOMETRY).train()
     student.eval()
     # The teacher is larger, so it gets the view enlarged; from bytes the overshoot is clipped, hence the tolerance.
     torch.testing.assert_close(model(views, labels=LABEL).loss, model(normalised, labels=LABEL).loss, rtol=2e-2, atol=0)
@@ -118,7 +119,7 @@ def test_a_teacher_with_another_label_order_is_mapped_by_name(student, views):
         head.bias.copy_(original.bias[order])
     losses = []
     for model in (teacher, turned):
-        distillation = DistillationModel(student, model).train()
+        distillation = DistillationModel(student, model, loss_options=GEOMETRY).train()
         student.eval()
         losses.append(distillation(views, labels=LABEL).loss)
     torch.testing.assert_close(*losses)
@@ -140,20 +141,22 @@ def test_eval_asks_no_teacher(student, teacher, views):
 
 def test_terms_with_weight_zero_are_not_computed(student, teacher, views):
     teacher.stage_features = lambda *_: pytest.fail("stages were computed for nothing")
-    model = DistillationModel(student, teacher, loss_options=LossOptions(geometry_weight=0)).train()
+    model = DistillationModel(student, teacher, loss_options=LossOptions()).train()
     assert set(model(views, labels=LABEL).terms) == {"ce", "logit"}
     teacher.timm_model.register_forward_pre_hook(lambda *_: pytest.fail("the teacher was asked for nothing"))
-    model.use_loss_options(LossOptions(geometry_weight=0, logit_weight=0))
+    model.use_loss_options(LossOptions(logit_weight=0))
     assert set(model(views, labels=LABEL).terms) == {"ce"}
 
 
 def test_channels_last_and_a_bfloat16_teacher_change_rounding_only(views):
     student = StudentForImageClassification.from_timm("test_efficientnet", labels=LABELS, image_size=96)
     teacher = TeacherForImageClassification.from_timm("test_resnet", labels=LABELS, image_size=96)
-    plain = DistillationModel(student, teacher).train()
+    plain = DistillationModel(student, teacher, loss_options=GEOMETRY).train()
     student.eval()
     reference = plain(views, labels=LABEL)
-    fast = DistillationModel(student, teacher, channels_last=True, teacher_dtype=torch.bfloat16).train()
+    fast = DistillationModel(
+        student, teacher, loss_options=GEOMETRY, channels_last=True, teacher_dtype=torch.bfloat16
+    ).train()
     student.eval()
     output = fast(views, labels=LABEL)
     torch.testing.assert_close(output.logits, reference.logits, atol=1e-4, rtol=1e-4)

@@ -12,11 +12,13 @@ from hf_kdmri.training.student_card import first_weights, losses_text, methods_c
 
 
 def test_parts_that_are_off_by_default_are_named_only_if_they_are_on():
-    assert list(losses_text(LossOptions())) == ["cross-entropy", "Hinton distillation", "fused spatial similarity"]
-    assert list(losses_text(LossOptions(geometry_weight=0.0))) == ["cross-entropy", "Hinton distillation"]
+    assert list(losses_text(LossOptions())) == ["cross-entropy", "Hinton distillation"]
+    geometry = LossOptions(geometry_weight=1.0)
+    assert list(losses_text(geometry)) == ["cross-entropy", "Hinton distillation", "fused spatial similarity"]
     told = losses_text(
         LossOptions(
             logit_loss="dist",
+            geometry_weight=1.0,
             lesion_weighting=True,
             sample_weight=0.5,
             exit_weight=0.25,
@@ -36,9 +38,9 @@ def test_parts_that_are_off_by_default_are_named_only_if_they_are_on():
 
 
 def test_only_what_was_used_is_cited():
-    plain = methods_cited(LossOptions(geometry_weight=0.0))
+    plain = methods_cited(LossOptions())
     assert "hinton2015distilling" in plain and "liu2019structured" not in plain
-    cited = methods_cited(LossOptions(logit_loss="dkd", sample_weight=1.0, exit_weight=1.0))
+    cited = methods_cited(LossOptions(logit_loss="dkd", geometry_weight=1.0, sample_weight=1.0, exit_weight=1.0))
     assert {"zhao2022decoupled", "liu2019structured", "park2019relational", "hao2023one"} < set(cited)
     assert "hinton2015distilling" not in cited
     assert citations(cited).count("@") == len(cited)

@@ -25,6 +25,7 @@ TINY = {
     "student_image_size": 32,
     "num_train_epochs": 2,
     "teacher_num_train_epochs": 3,
+    "geometry_weight": 1.0,
     "geometry_grid": 2,
     "seed": 7,
 }

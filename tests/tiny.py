@@ -66,6 +66,7 @@ def tiny_trainer(output_dir: Path, model: DistillationModel | None = None, **opt
         num_train_epochs=2,
         learning_rate=1e-3,
         disable_tqdm=True,
+        geometry_weight=1.0,
         geometry_grid=2,
         eval_strategy="epoch",
     )

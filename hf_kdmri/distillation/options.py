@@ -48,7 +48,7 @@ class LossOptions:
     dist_beta: float = field(default=1.0, metadata=_about("β of dist: weight of the correlation over the classes."))
     dist_gamma: float = field(default=1.0, metadata=_about("γ of dist: weight of the correlation over the batch."))
     geometry_weight: float = field(
-        default=1.0, metadata=_about("λ of the fused spatial similarity over the stages; 0 switches it off.")
+        default=0.0, metadata=_about("λ of the fused spatial similarity over the stages; 0 switches it off.")
     )
     geometry_grid: int = field(default=7, metadata=_about("Cells per side of the raster that stages are compared on."))
     geometry_difference: str = field(
