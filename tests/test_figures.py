@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from hf_kdmri.evaluation import plot_comparison, plot_prediction_grid, plot_training_curves
+from hf_kdmri.evaluation.figures import fold_curves, run
 from hf_kdmri.evaluation.figures.fold_curves import plot_fold_curves
 
 NAMES = ["meningioma", "glioma", "pituitary"]
@@ -57,6 +58,16 @@ def test_training_curves_of_whatever_stages_there_are(stages, titles, tmp_path) 
         assert expected in text
     assert ("Student alone (baseline)" in text) == ("baseline" in stages)
     assert ("teacher's best" in text) == ("teacher" in stages)
+
+
+def test_no_curve_is_cut_off_by_those_of_another_model(tmp_path, monkeypatch) -> None:
+    rows = history("baseline", "student")
+    rows[-1]["eval_loss"] = 40.0
+    shown = []
+    for module, plot in ((run, plot_training_curves), (fold_curves, lambda h, out: plot_fold_curves({"0": h}, out))):
+        monkeypatch.setattr(module, "save_figure", lambda figure, out: shown.append(figure.axes[0].get_ylim()))
+        plot(rows, tmp_path / "x")
+    assert all(bottom == 0 and top > 40 for bottom, top in shown) and len(shown) == 2
 
 
 def test_every_fold_has_its_curves(tmp_path) -> None:

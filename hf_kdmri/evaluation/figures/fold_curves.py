@@ -60,11 +60,11 @@ def plot_fold_curves(
                 _draw(accuracy, curve(rows, stage, "train_accuracy"), colour, "train", name, 100)
                 _draw(accuracy, curve(rows, stage, "eval_accuracy"), colour, "validation", name, 100)
             loss.set_title(STAGE_TITLES[stage], weight="bold")
-            loss.set_ylim(bottom=0)
             accuracy.set_xlabel("epoch")
             accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
             for axes in (loss, accuracy):
                 light_grid(axes, "y")
+        grid[0, 0].set_ylim(bottom=0)  # shared, so after the last column: it ends the fitting to the curves
         grid[0, 0].set_ylabel("cross-entropy [nats]")
         grid[1, 0].set_ylabel("accuracy [%]")
         folds = [

@@ -98,7 +98,6 @@ def plot_training_curves(
                 curve(history, stage, "eval_loss"),
             )
             loss_axes.set_title(STAGE_TITLES[stage], weight="bold")
-            loss_axes.set_ylim(bottom=0)
             percent = [
                 (epochs, [100 * value for value in values])
                 for epochs, values in (curve(history, stage, key) for key in ("train_accuracy", "eval_accuracy"))
@@ -115,6 +114,7 @@ def plot_training_curves(
                 )
             accuracy_axes.set_xlabel("epoch")
             accuracy_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        grid[0, 0].set_ylim(bottom=0)  # shared, so after the last column: it ends the fitting to the curves
         grid[0, 0].set_ylabel("cross-entropy [nats]")
         grid[1, 0].set_ylabel("accuracy [%]")
         handles, labels = grid[1, 0].get_legend_handles_labels()
