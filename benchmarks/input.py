@@ -80,6 +80,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", default="tf_efficientnet_lite0", help="timm name (default: %(default)s)")
     parser.add_argument("--student", default="mobilenetv4_conv_small", help="timm name (default: %(default)s)")
+    parser.add_argument(
+        "--teacher_dtype", choices=["float32", "bfloat16"], default="bfloat16", help="(default: %(default)s)"
+    )
     parser.add_argument("--image_size", type=int, default=192, help="pixels (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=32, help="(default: %(default)s)")
     parser.add_argument("--images", type=int, default=1024, help="of the set (default: %(default)s)")
@@ -115,6 +118,7 @@ def build_model(arguments: argparse.Namespace) -> DistillationModel:
     return DistillationModel(
         StudentForImageClassification.from_timm(arguments.student, **build),
         TeacherForImageClassification.from_timm(arguments.teacher, **build),
+        teacher_dtype=getattr(torch, arguments.teacher_dtype),
         channels_last=True,
     ).train()
 
