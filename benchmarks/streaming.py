@@ -144,10 +144,10 @@ def summarise(samples: list[tuple[float, float, float]], start: float, arguments
     """Speed of the whole, and memory along the way."""
     trained = arguments.slices // arguments.batch_size * arguments.batch_size
     # Around each share, since single samples go up and down by some percent as pages come and go.
-    at = {
-        share: statistics.median(mib for where, _, mib in samples if abs(where - share) <= 0.05)
-        for share in (0.1, 0.5, 1.0)
-    }
+    at = {}
+    for share in (0.1, 0.5, 1.0):
+        near = sorted(samples, key=lambda sample: abs(sample[0] - share))[: max(1, len(samples) // 10)]
+        at[share] = statistics.median(mib for _, _, mib in near)
     return {
         "slices": trained,
         "images_per_second": trained / (samples[-1][1] - start),
