@@ -32,6 +32,10 @@ COMMANDS = {
     "fuzz_readers": "--count 100 --num_proc 1",
     "inference": "--model {teacher} --data_dir {slices} --cache_dir {cache} --calibration_images 16 --batch_sizes 1 "
     "--threads 1 --repeats 1 --block 0.05 --cold_repeats 0",
+    "input": f"{TINY_PAIR} --images 64 --workers 0 1 --prefetch 2 --rounds 1 --steps 2 --threads 1 "
+    "--teacher_dtype float32",
+    "scaling": "--measure --teacher test_resnet --student test_vit --image_size 64 --batch_size 8 --rounds 2",
+    "streaming": "--slices 640 --batch_size 64 --shards 4 --buffer 50",
     "kill_anywhere": "--count 1 --kinds sigkill",
     "serving": "--model {teacher} --picture_size 64 --clients 2 --seconds 0.5 --repeats 1",
 }

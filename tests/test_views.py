@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import datasets
 import numpy as np
 import pytest
@@ -40,6 +42,20 @@ def test_a_subset_keeps_its_own_order(tmp_path):
     expected = np.asarray(resize_to_square(dataset[7]["image"], 16))
     np.testing.assert_array_equal(views.view(7)[0], expected)
     assert views.labels.tolist() == dataset["label"][:]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="needs Linux' table of mapped files")
+def test_views_lie_in_a_file_that_is_mapped_and_not_read(tmp_path):
+    image_set("L").save_to_disk(str(tmp_path / "set"))
+    views = prepare_views(datasets.Dataset.load_from_disk(str(tmp_path / "set")), 64)
+    mapped = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        place, *_, name = line.split(maxsplit=5)
+        if name.endswith(".arrow"):
+            mapped.append([int(address, 16) for address in place.split("-")])
+    for chunk in views.chunks:
+        start = chunk.__array_interface__["data"][0]
+        assert any(first <= start and start + chunk.nbytes <= last for first, last in mapped)
 
 
 def test_two_processes_prepare_what_one_does():

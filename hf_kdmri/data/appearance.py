@@ -17,6 +17,13 @@ _KNOTS = 6  # of a tone curve, its ends included
 _LEVELS = 4  # of blur and of coarseness: one kernel or size per level, so that a batch needs few calls
 
 
+def image_keys(seed: int, epoch: int | Tensor, index: Tensor) -> list[tuple[int, int, int]]:
+    """What an image's random numbers follow from: (seed, epoch, index) of each image of a batch."""
+    rows = index.tolist()
+    epochs = epoch.tolist() if isinstance(epoch, Tensor) else [epoch] * len(rows)
+    return [(seed, number, row) for number, row in zip(epochs, rows, strict=True)]
+
+
 @dataclass(frozen=True)
 class RandomAppearance:
     """Tone curve, shading, blur or sharpening, coarse pixels, noise, marks, JPEG: each with a probability of its own.
@@ -60,19 +67,19 @@ class RandomAppearance:
     jpeg: float = 0.35
     worst_quality: int = 15
 
-    def __call__(self, views: Tensor, index: Tensor, *, seed: int, epoch: int) -> Tensor:
+    def __call__(self, views: Tensor, index: Tensor, *, seed: int, epoch: int | Tensor) -> Tensor:
         """Draw and apply one appearance per image.
 
         Args:
             views: (B, C, H, W) uint8.
             index: (B,) position of each image in its data set.
             seed: of the run.
-            epoch: counted from 0.
+            epoch: counted from 0; one for all images, or (B,).
 
         Returns:
             (B, C, H, W) uint8 on the same device.
         """
-        random = [np.random.default_rng((seed, epoch, row, _STREAM)) for row in index.tolist()]
+        random = [np.random.default_rng((*key, _STREAM)) for key in image_keys(seed, epoch, index)]
         draws = np.stack([one.random(32) for one in random])
         images = views.float() / 255
         images = self._tone(images, draws[:, :10])

@@ -10,7 +10,7 @@ from kornia.enhance import adjust_gamma
 from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 from torch import Tensor
 
-from hf_kdmri.data.appearance import RandomAppearance
+from hf_kdmri.data.appearance import RandomAppearance, image_keys
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class RandomViews:
     aspect: float = 0.0
     appearance: RandomAppearance | None = None
 
-    def __call__(self, views: Tensor, index: Tensor, *, seed: int, epoch: int) -> Tensor:
+    def __call__(self, views: Tensor, index: Tensor, *, seed: int, epoch: int | Tensor) -> Tensor:
         """Draw and apply one view per image: `with_masks` for images that have none."""
         return self.with_masks(views, None, index, seed=seed, epoch=epoch)[0]
 
     def with_masks(
-        self, views: Tensor, masks: Tensor | None, index: Tensor, *, seed: int, epoch: int
+        self, views: Tensor, masks: Tensor | None, index: Tensor, *, seed: int, epoch: int | Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Draw and apply one view per image, and move its mask along.
 
@@ -60,12 +60,12 @@ class RandomViews:
             masks: (B, 1, H, W) uint8, or None.
             index: (B,) position of each image in its data set.
             seed: of the run.
-            epoch: counted from 0.
+            epoch: counted from 0; one for all images, or (B,) where a batch holds images of several passes.
 
         Returns:
             The views and the masks, uint8 on the same device, in the shapes given.
         """
-        draws = np.stack([np.random.default_rng((seed, epoch, row)).random(9) for row in index.tolist()])
+        draws = np.stack([np.random.default_rng(key).random(9) for key in image_keys(seed, epoch, index)])
         draw = torch.from_numpy(draws).to(views.device, torch.float32, non_blocking=True).unbind(1)
         images = views.float() / 255
         height, width = images.shape[-2:]

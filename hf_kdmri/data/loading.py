@@ -54,13 +54,13 @@ def limit_splits(
     """Keep a random subset of each split.
 
     Args:
-        splits: train, validation and test.
+        splits: train, validation and test, or some of them.
         max_train_samples: of training images, None for all.
         max_eval_samples: of validation and of test images, None for all.
         seed: draws the subsets.
     """
     limits = {"train": max_train_samples, "validation": max_eval_samples, "test": max_eval_samples}
-    return datasets.DatasetDict({name: _subset(splits[name], limit, seed) for name, limit in limits.items()})
+    return datasets.DatasetDict({name: _subset(split, limits[name], seed) for name, split in splits.items()})
 
 
 def _subset(dataset: datasets.Dataset, limit: int | None, seed: int) -> datasets.Dataset:

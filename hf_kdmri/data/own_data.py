@@ -25,7 +25,7 @@ from hf_kdmri.data.pictures import PictureError, decode_picture, is_grey, is_wid
 from hf_kdmri.data.splits import SPLITS, check_fold, split_by_group
 from hf_kdmri.wording import counted
 
-_READERS = ("imagefolder", "parquet", "arrow", "webdataset", "csv", "json")
+READERS = ("imagefolder", "parquet", "arrow", "webdataset", "csv", "json")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class OwnData:
         one_class_per_group: False if a group holds images of several classes, so that no group can be scored as one.
         warnings: what may make the numbers false.
         notes: what else a user should know.
+        stream: the training split, where it is streamed and not among `splits`; images not decoded.
     """
 
     splits: datasets.DatasetDict
@@ -58,6 +59,7 @@ class OwnData:
     one_class_per_group: bool
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    stream: datasets.IterableDataset | None = None
 
     @property
     def split(self) -> str:
@@ -194,7 +196,7 @@ def load_own_data(
 
 
 def _load(name: str, config_name: str | None, cache_dir: str | Path | None) -> datasets.DatasetDict:
-    if name in _READERS:
+    if name in READERS:
         raise OwnDataError(
             f"{name!r} is a reader of the datasets library, not a set; give the folder, it is recognised"
         )

@@ -160,13 +160,39 @@ def _resize_batch(
 ) -> dict[str, list[bytes]]:
     views = []
     for index, cell in zip(indices, batch[image_column], strict=True):
-        image = _named(index, cell, decode_picture).convert(mode)
-        pixels = np.asarray(resize_to_square(image, size))
-        views.append(np.ascontiguousarray(pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)).tobytes())
+        views.append(picture_as_view(named_picture(index, cell), size, mode).tobytes())
     return {"view": views}
 
 
-def _named(index: int, cell: dict[str, Any], read: Callable[[bytes], Any]) -> Any:
+def named_picture(index: int | str, cell: dict[str, Any]) -> Image.Image:
+    """Decode a cell of `datasets.Image(decode=False)`.
+
+    Args:
+        index: what the image is called in an error, beside its file.
+        cell: `{"bytes": …, "path": …}`.
+
+    Raises:
+        PictureError: it cannot be read; the message names it.
+    """
+    return _named(index, cell, decode_picture)
+
+
+def picture_as_view(image: Image.Image, size: int, mode: str) -> np.ndarray:
+    """Resize a picture to a view.
+
+    Args:
+        image: as `decode_picture` gives it.
+        size: S in pixels.
+        mode: "L" for one channel, "RGB" for three.
+
+    Returns:
+        (C, S, S) uint8, contiguous.
+    """
+    pixels = np.asarray(resize_to_square(image.convert(mode), size))
+    return np.ascontiguousarray(pixels[None] if mode == "L" else pixels.transpose(2, 0, 1))
+
+
+def _named(index: int | str, cell: dict[str, Any], read: Callable[[bytes], Any]) -> Any:
     """Read one picture; an error names its row and file."""
     try:
         return read(read_picture_bytes(cell))

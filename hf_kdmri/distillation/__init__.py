@@ -7,7 +7,7 @@ unweighted: it equals its paper's formula before the λ in front. Formulas, pitf
 from hf_kdmri.distillation.exits import StageExits
 from hf_kdmri.distillation.feature_maps import attention_transfer_loss, hcl_loss, hint_loss
 from hf_kdmri.distillation.fusion import AttentionBasedFusion, ReviewFusion, TopDownFusionExit
-from hf_kdmri.distillation.gathering import gather_with_gradient
+from hf_kdmri.distillation.gathering import gather_together, gather_with_gradient
 from hf_kdmri.distillation.geometry import (
     fused_embedding,
     fused_spatial_kernel,
@@ -56,6 +56,7 @@ __all__ = [
     "fused_embedding",
     "fused_spatial_kernel",
     "fused_spatial_similarity_loss",
+    "gather_together",
     "gather_with_gradient",
     "gromov_wasserstein_loss",
     "hcl_loss",

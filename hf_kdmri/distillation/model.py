@@ -79,6 +79,7 @@ class DistillationModel(nn.Module):
         self.chosen_loss_options = loss_options
         self.teacher_dtype = teacher_dtype
         self.channels_last = False
+        self.equal_batches = False  # whether all processes are known to have batches of one size; a trainer knows
         if teacher is not None:
             self._teacher_columns = teacher_column_order(student.labels, teacher.labels)
             teacher.requires_grad_(False).eval()
@@ -168,7 +169,9 @@ class DistillationModel(nn.Module):
         teacher = self.ask_teacher(pixel_values) if targets is None else TeacherTargets(**targets)  # type: ignore[arg-type]  # no maps
         student = _run(self.student, student_input, self.loss_options.needs_stages)
         terms = {"ce": self._cross_entropy(student.logits, labels)}
-        terms |= distillation_terms(self.loss_options, self.heads, student, teacher, labels, masks)
+        terms |= distillation_terms(
+            self.loss_options, self.heads, student, teacher, labels, masks, equal_batches=self.equal_batches
+        )
         return DistillationOutput(loss=self.total(terms), logits=student.logits, terms=terms)
 
     @torch.no_grad()

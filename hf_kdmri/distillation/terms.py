@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_kdmri.distillation.feature_maps import attention_transfer_loss, hcl_loss, hint_loss
-from hf_kdmri.distillation.gathering import gather_with_gradient
+from hf_kdmri.distillation.gathering import gather_together
 from hf_kdmri.distillation.geometry import fused_embedding, fused_spatial_kernel, kernel_difference
 from hf_kdmri.distillation.heads import middle_pair
 from hf_kdmri.distillation.kernels import cka_loss, gromov_wasserstein_loss
@@ -86,10 +86,13 @@ def distillation_terms(
     teacher: Features | TeacherTargets,
     labels: Tensor,
     masks: Tensor | None = None,
+    *,
+    equal_batches: bool = False,
 ) -> dict[str, Tensor]:
     """Compute every term whose λ is above 0.
 
-    Terms between images (sample, and dist on the logits) see the batches of all processes at once. They do not cross
+    Terms between images (sample, and dist on the logits) see the batches of all processes at once; what they need is
+    gathered in one collective. They do not cross
     the micro-batches of gradient accumulation; and a batch of fewer than 4 images has no such term: it counts 0.
 
     Args:
@@ -99,6 +102,7 @@ def distillation_terms(
         teacher: without; its whole output, or what `teacher_targets` made of it.
         labels: (B,) class indices.
         masks: (B, 1, H, W) tumour masks, uint8 with 255 inside, needed for `lesion_weighting`.
+        equal_batches: B is known to be the same on all processes, so that the sizes need no collective of their own.
 
     Returns:
         Unweighted terms by name, each a scalar.
@@ -110,9 +114,10 @@ def distillation_terms(
         teacher = teacher_targets(options, teacher)
     if options.shuffle_teacher:
         teacher = teacher.shuffled()
+    of_all = _rows_of_all(options, student, teacher, equal_batches)
     terms = {}
     if options.logit_weight > 0:
-        terms["logit"] = _logit_term(options, student.logits, teacher.logits, labels)
+        terms["logit"] = _logit_term(options, student.logits, teacher.logits, labels, of_all)
     if options.geometry_weight > 0:
         terms["geometry"] = kernel_difference(
             fused_spatial_kernel(student.stages, weights=options.stage_weights, grid=options.geometry_grid),
@@ -121,9 +126,7 @@ def distillation_terms(
             difference=options.geometry_difference,  # type: ignore[arg-type]  # checked in the options
         )
     if options.sample_weight > 0:
-        embeddings_s = gather_with_gradient(fused_embedding(student.stages, weights=options.stage_weights))
-        embeddings_t = gather_with_gradient(_asked_for(teacher.embedding, "sample"))
-        terms["sample"] = _between_images(_SAMPLE_LOSSES[options.sample_loss], embeddings_s, embeddings_t)
+        terms["sample"] = _between_images(_SAMPLE_LOSSES[options.sample_loss], *of_all["sample"])
     if options.exit_weight > 0:
         logits = heads["exit"](student.stages).float()
         terms["exit"] = F.cross_entropy(logits, labels) + ofa_loss(
@@ -132,6 +135,20 @@ def distillation_terms(
     if options.feature_weight > 0:
         terms["feature"] = _feature_term(options, heads, student, teacher, labels)
     return terms
+
+
+def _rows_of_all(
+    options: LossOptions, student: Features, teacher: TeacherTargets, equal_batches: bool
+) -> dict[str, list[Tensor]]:
+    """What the terms between images compare, student's and teacher's, of all processes."""
+    mine: dict[str, list[Tensor]] = {}
+    if options.logit_weight > 0 and options.logit_loss == "dist":
+        mine["logit"] = [student.logits, teacher.logits]
+    if options.sample_weight > 0:
+        embedding = fused_embedding(student.stages, weights=options.stage_weights)
+        mine["sample"] = [embedding, _asked_for(teacher.embedding, "sample")]
+    rows = iter(gather_together([tensor for pair in mine.values() for tensor in pair], equal_batches=equal_batches))
+    return {term: [next(rows), next(rows)] for term in mine}
 
 
 def _asked_for(target: Tensor | None, term: str) -> Tensor:
@@ -146,7 +163,9 @@ def _position_weights(masks: Tensor | None) -> Tensor:
     return lesion_weights(masks > 127)
 
 
-def _logit_term(options: LossOptions, zs: Tensor, zt: Tensor, labels: Tensor) -> Tensor:
+def _logit_term(
+    options: LossOptions, zs: Tensor, zt: Tensor, labels: Tensor, of_all: Mapping[str, list[Tensor]]
+) -> Tensor:
     shared: dict[str, Any] = {"temperature": options.temperature, "standardize": options.standardize_logits}
     if options.logit_loss == "dkd":
         return dkd_loss(zs, zt, labels, alpha=options.dkd_alpha, beta=options.dkd_beta, **shared)
@@ -155,7 +174,7 @@ def _logit_term(options: LossOptions, zs: Tensor, zt: Tensor, labels: Tensor) ->
         def between(all_s: Tensor, all_t: Tensor) -> Tensor:
             return dist_loss(all_s, all_t, beta=options.dist_beta, gamma=options.dist_gamma, **shared)
 
-        return _between_images(between, gather_with_gradient(zs), gather_with_gradient(zt))
+        return _between_images(between, *of_all["logit"])
     return kd_loss(zs, zt, **shared)
 
 

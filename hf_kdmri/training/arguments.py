@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from dataclasses import dataclass, field, fields
@@ -25,6 +26,13 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
         metadata={
             "help": "Precision of the teacher's forward: auto (as the student's), float32 or bfloat16.",
             "choices": list(_DTYPES),
+        },
+    )
+    shard_teacher: bool = field(
+        default=False,
+        metadata={
+            "help": "Divide a large teacher's weights among the processes of each machine (FSDP2); the student stays "
+            "whole on each. Needs several processes."
         },
     )
     channels_last: bool = field(
@@ -104,11 +112,23 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
                 f"feature_loss {self.feature_loss} compares the teacher's feature maps, which teacher_cache does not "
                 "keep; leave teacher_cache out, or feature_weight at 0"
             )
+        if self.shard_teacher and self.teacher_cache is not None:
+            raise ValueError(
+                "shard_teacher needs all processes to ask the teacher equally often, and teacher_cache has each ask "
+                "about its own share of the images; leave one of the two out"
+            )
+        asks_for_deepspeed = self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+        if asks_for_deepspeed and importlib.util.find_spec("deepspeed") is None:
+            raise ValueError("DeepSpeed is not installed: pip install deepspeed, or launch without it (docs/scale.md)")
+        if asks_for_deepspeed and not torch.accelerator.is_available():
+            raise ValueError("DeepSpeed needs a GPU, and there is none; launch without it (docs/scale.md)")
         if not torch.accelerator.is_available():
             # Trainer refuses bf16 without a GPU unless told that the CPU is meant; here there is nothing else to mean.
             self.use_cpu = True
             self.dataloader_pin_memory = False
         TrainingArguments.__post_init__(self)
+        if self.mixed_precision == "bf16":
+            self.bf16 = True  # asked for by accelerate's configuration; the run's must tell it, too
 
     def apply_cpu_threads(self) -> None:
         """Set torch's thread count. `accelerate launch` sets OMP_NUM_THREADS=1, which idles all cores but one."""

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
+from hf_kdmri.data.streams import StreamedViews
 from hf_kdmri.distillation.options import TERMS
 from hf_kdmri.training.run_folder import RunFolder
 
@@ -26,7 +27,9 @@ class StageProgress(ProgressCallback):
             return
         if "loss" in logs:
             self._training = dict(logs)
-        line = epoch_line(self._training, logs, args.num_train_epochs)
+        # A stream has no epochs: transformers calls all steps one.
+        steps = None if len_known(kwargs) else (state.global_step, state.max_steps)
+        line = epoch_line(self._training, logs, args.num_train_epochs, steps=steps)
         if line:
             self.training_bar.write(line)
 
@@ -43,8 +46,16 @@ class HistoryWriter(TrainerCallback):
             self.run.write_history(self.stage, state.log_history)
 
 
-def epoch_line(training: dict[str, float], logs: dict[str, float], epochs: float) -> str | None:
-    """One line about an epoch, or None where `logs` is no validation.
+def len_known(kwargs: dict[str, Any]) -> bool:
+    """Whether the training set has a length, from what a callback is given."""
+    loader = kwargs.get("train_dataloader")
+    return loader is None or not isinstance(loader.dataset, StreamedViews)
+
+
+def epoch_line(
+    training: dict[str, float], logs: dict[str, float], epochs: float, *, steps: tuple[int, int] | None = None
+) -> str | None:
+    """One line about an epoch, or about the steps so far, or None where `logs` is no validation.
 
     Example:
         >>> validation = {"eval_loss": 0.6, "eval_accuracy": 0.75, "epoch": 2}
@@ -61,4 +72,5 @@ def epoch_line(training: dict[str, float], logs: dict[str, float], epochs: float
         if key in logs:
             validation.append(f"{name} {logs[key]:.1%}".replace("%", " %"))
     train = f"   train: {', '.join(parts)}" if parts else ""
-    return f"  epoch {logs.get('epoch', 0):g}/{epochs:g}{train}   validation: {', '.join(validation)}"
+    where = f"epoch {logs.get('epoch', 0):g}/{epochs:g}" if steps is None else f"step {steps[0]}/{steps[1]}"
+    return f"  {where}{train}   validation: {', '.join(validation)}"

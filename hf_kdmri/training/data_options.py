@@ -50,6 +50,17 @@ class DataOptions:
             "stands in two splits. Without it the set's own splits are used, or random ones, which may leak."
         },
     )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the training split of dataset_name as a stream that is never held as a whole; needs "
+            "max_steps, and a set that brings its own train, validation and test (docs/scale.md)."
+        },
+    )
+    stream_buffer: int = field(
+        default=1000,
+        metadata={"help": "Encoded images of a stream, per worker, among which the next is drawn; 1: in order."},
+    )
     cache_dir: str | None = field(default=None, metadata={"help": "Where the prepared data set is kept."})
     phantom_slices: int | None = field(
         default=None,
@@ -127,7 +138,7 @@ class DataOptions:
         """Refuse options of the Figshare slices for another set, and the other way round."""
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         if self.dataset_name is None:
-            for name in ("dataset_config_name", "image_column", "label_column", "group_column"):
+            for name in ("dataset_config_name", "image_column", "label_column", "group_column", "streaming"):
                 if (value := getattr(self, name)) != defaults[name]:
                     raise OptionError(f"{name} is {value!r}, but no data set is named; give --dataset_name as well")
             return
@@ -139,3 +150,23 @@ class DataOptions:
                 )
         if not self.dataset_name.strip():
             raise OptionError("dataset_name is empty; give a Hub name or a folder")
+        if self.streaming:
+            self._check_stream()
+
+    def _check_stream(self) -> None:
+        """Refuse what needs the whole training split at once."""
+        if self.stream_buffer < 1:
+            raise OptionError(f"stream_buffer is {self.stream_buffer}; at least 1 is needed, which keeps the order")
+        reasons = {
+            "group_column": "dealing images anew by group needs all of them at once",
+            "folds": "folds are dealt from all images at once",
+            "fold": "folds are dealt from all images at once",
+            "max_train_samples": "a stream's length is not known; max_steps bounds the training",
+        }
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for name, reason in reasons.items():
+            if (value := getattr(self, name)) != defaults[name]:
+                raise OptionError(
+                    f"{name} is {value!r}, but the training split is streamed, and {reason}; leave out {name} "
+                    "or streaming"
+                )

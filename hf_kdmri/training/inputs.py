@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
 from accelerate import PartialState
@@ -13,6 +14,8 @@ from accelerate import PartialState
 from hf_kdmri.data import write_phantom_archives
 from hf_kdmri.data.loading import limit_splits, load_slices
 from hf_kdmri.data.own_data import OwnData, load_own_data
+from hf_kdmri.data.own_stream import open_own_stream
+from hf_kdmri.data.streams import StreamedViews
 from hf_kdmri.data.views import ViewDataset, prepare_views
 from hf_kdmri.training.options import OptionError, RunOptions
 from hf_kdmri.training.run_folder import RunFolder
@@ -24,7 +27,8 @@ class RunData:
     """The data of a run, and what to call them.
 
     Args:
-        splits: train, validation and test with `image`, `label` (`ClassLabel`) and, where known, `patient_group`.
+        splits: train (unless it is streamed), validation and test with `image`, `label` (`ClassLabel`) and, where
+            known, `patient_group`.
         source: what the images are, in a few words that stand wherever a result is shown.
         split: how they were split, likewise.
         fold: 0 to 4, or None where the set brought its own splits.
@@ -40,7 +44,16 @@ class RunData:
     @property
     def labels(self) -> list[str]:
         """Class names in the order of the label numbers."""
-        return self.splits["train"].features["label"].names
+        return self.splits["test"].features["label"].names
+
+    @property
+    def stream(self) -> datasets.IterableDataset | None:
+        """The training split, where it is streamed."""
+        return None if self.own is None else self.own.stream
+
+    def training_names(self) -> list[Any] | None:
+        """What the training images are called in messages; None for a stream's, which are known by their content."""
+        return None if self.stream is not None else self.splits["train"]["slice"][:]
 
     @property
     def unit(self) -> str:
@@ -99,25 +112,30 @@ def prepare_data(options: RunOptions, run: RunFolder, state: PartialState) -> Ru
         counts.append(f"{name} {len(split)} {data.unit}")
         if groups is not None:
             counts[-1] += f" of {counted(groups[name], 'group' if data.own else 'patient group')}"
+    if data.stream is not None:
+        counts.insert(0, f"train streamed from {data.stream.num_shards} shards")
     classes = f"{len(data.labels)} classes; " if data.own else ""
     state.print(f"[1/5] Data: {data.title}: {classes}{', '.join(counts)}")
-    return _without_lone_image(data, options, state)
+    return data if data.stream is not None else _without_lone_image(data, options, state)
 
 
 def _own_data(options: RunOptions, state: PartialState) -> RunData:
     data, seed = options.data, options.training.seed
+    columns = {"image_column": data.image_column, "label_column": data.label_column}
+    where: dict[str, Any] = {"config_name": data.dataset_config_name, "cache_dir": data.cache_dir}
     with state.main_process_first():
-        own = load_own_data(
-            data.dataset_name or "",
-            config_name=data.dataset_config_name,
-            image_column=data.image_column,
-            label_column=data.label_column,
-            group_column=data.group_column,
-            fold=data.fold,
-            seed=seed,
-            cache_dir=data.cache_dir,
-            num_proc=data.preprocessing_num_workers,
-        )
+        if data.streaming:
+            own = open_own_stream(data.dataset_name or "", **where, **columns)
+        else:
+            own = load_own_data(
+                data.dataset_name or "",
+                **where,
+                **columns,
+                group_column=data.group_column,
+                fold=data.fold,
+                seed=seed,
+                num_proc=data.preprocessing_num_workers,
+            )
         splits = limit_splits(own.splits, data.max_train_samples, data.max_eval_samples, seed)
     for warning in own.warnings:
         state.print(f"\nWARNING: {warning}\n", file=sys.stderr)
@@ -178,6 +196,31 @@ def _without_lone_image(data: RunData, options: RunOptions, state: PartialState)
         f"train; image {lone} (class {data.labels[common]!r}) is left out"
     )
     return dataclasses.replace(data, splits=datasets.DatasetDict({**data.splits, "train": train.select(rows)}))
+
+
+def training_views(data: RunData, size: int, options: RunOptions, state: PartialState) -> ViewDataset | StreamedViews:
+    """What a stage trains on: the training split, resized once, or this process's share of the stream.
+
+    Raises:
+        OptionError: lesion weighting of images that have no masks, or more workers than a stream has shards for.
+    """
+    if data.own is None or data.own.stream is None:
+        return views_of(data.splits["train"], size, options, state, for_training=True)
+    views = StreamedViews(
+        data.own.stream,
+        size,
+        options.training.per_device_train_batch_size,
+        grey=data.own.grey,
+        seed=options.training.seed,
+        buffer=options.data.stream_buffer,
+        process_index=state.process_index,
+        num_processes=state.num_processes,
+    )
+    try:
+        views.check_workers(options.training.dataloader_num_workers)
+    except ValueError as error:
+        raise OptionError(str(error)) from error
+    return views
 
 
 def views_of(

@@ -15,7 +15,7 @@ from hf_kdmri.models import TimmClassifier
 from hf_kdmri.training.checkpoints import CheckpointError
 from hf_kdmri.training.environment import data_fingerprint, describe_environment
 from hf_kdmri.training.guard import DataWorkerError
-from hf_kdmri.training.inputs import RunData, prepare_data, views_of
+from hf_kdmri.training.inputs import RunData, prepare_data, training_views, views_of
 from hf_kdmri.training.memory import keep_memory
 from hf_kdmri.training.numbers import NotFiniteError
 from hf_kdmri.training.options import OptionError, RunOptions
@@ -149,9 +149,11 @@ def train(
             # One view serves both models, so it has the larger of their sizes.
             size = max(model.image_size, teacher.image_size if teacher is not None else 0)
             with _mendable(OptionError, TeacherCacheError, NotFiniteError, CheckpointError, DataWorkerError):
-                views = {"train": views_of(data.splits["train"], size, options, state, for_training=True)}
-                views["validation"] = views_of(data.splits["validation"], model.image_size, options, state)
-                train_stage(stage, model, teacher, views, options, run, image_names=data.splits["train"]["slice"][:])
+                views = (
+                    training_views(data, size, options, state),
+                    views_of(data.splits["validation"], model.image_size, options, state),
+                )
+                train_stage(stage, model, teacher, *views, options, run, image_names=data.training_names())
 
 
 def evaluate(

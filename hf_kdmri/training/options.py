@@ -21,6 +21,7 @@ from transformers import HfArgumentParser
 from hf_kdmri.distillation import LossOptions
 from hf_kdmri.training.arguments import DistillationTrainingArguments
 from hf_kdmri.training.data_options import DataOptions, OptionError
+from hf_kdmri.training.streaming import check_streaming
 from hf_kdmri.whole_files import write_whole
 
 
@@ -129,6 +130,10 @@ class RunOptions:
     model: ModelOptions
     evaluation: EvaluationOptions
     training: DistillationTrainingArguments
+
+    def __post_init__(self) -> None:
+        """Refuse options that do not go together."""
+        check_streaming(self.data, self.training)
 
     def of_fold(self, fold: int) -> RunOptions:
         """The options of one fold of a cross-validation, with a folder, a teacher and a teacher cache of its own.

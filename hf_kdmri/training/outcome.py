@@ -89,12 +89,13 @@ def write_figures(
         Paths of the PNG files.
     """
     folder, splits, test, split = run.path / "figures", data.splits, data.splits["test"], data.title
+    training = "training streamed;" if data.stream is not None else f"{len(splits['train'])} training and"
     chosen = np.sort(np.random.default_rng(options.training.seed).permutation(len(test))[:_GRID_IMAGES])
     shown = test.select(chosen)
     curves = plot_training_curves(
         run.read_history(),
         folder / "training_curves",
-        subtitle=f"{split}; {len(splits['train'])} training and {len(splits['validation'])} validation {data.unit}",
+        subtitle=f"{split}; {training} {len(splits['validation'])} validation {data.unit}",
     )
     grid = plot_prediction_grid(
         [_thumbnail(image) for image in shown["image"]],

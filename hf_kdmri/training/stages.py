@@ -13,6 +13,7 @@ from transformers import EvalPrediction, set_seed
 from transformers.trainer_callback import ProgressCallback
 
 from hf_kdmri.data.augmentation import VIEW_STYLES
+from hf_kdmri.data.streams import StreamedViews
 from hf_kdmri.data.views import ViewDataset, collate_views
 from hf_kdmri.distillation import DistillationModel, teacher_column_order
 from hf_kdmri.models import StudentForImageClassification, TeacherForImageClassification, TimmClassifier
@@ -78,7 +79,8 @@ def train_stage(
     stage: str,
     model: TimmClassifier,
     teacher: TimmClassifier | None,
-    views: dict[str, ViewDataset],
+    train_views: ViewDataset | StreamedViews,
+    validation_views: ViewDataset,
     options: RunOptions,
     run: RunFolder,
     *,
@@ -90,7 +92,8 @@ def train_stage(
         stage: "teacher", "baseline" or "student".
         model: what trains; it is changed in place.
         teacher: what it learns from, or None.
-        views: "train" and "validation".
+        train_views: what it trains on.
+        validation_views: what it is validated on, in its own input size.
         options: of the run.
         run: the run's folder.
         image_names: what the training images are called where one is named in a message; default their position.
@@ -98,12 +101,15 @@ def train_stage(
     Raises:
         NotFiniteError, CheckpointError, DataWorkerError, Stopped: as `DistillationTrainer.train`.
     """
+    if teacher is not None and options.training.shard_teacher:
+        # Sharding is for good, and the test asks a whole teacher: what is divided is a copy, read by every process.
+        teacher = TeacherForImageClassification.from_pretrained(run.model_folder("teacher"))
     trainer = DistillationTrainer(
         model=DistillationModel(model, teacher),
         args=_stage_arguments(stage, options, run),
         augmentation=VIEW_STYLES[options.data.view_style] if options.data.augment else None,
-        train_dataset=views["train"],
-        eval_dataset=views["validation"],
+        train_dataset=train_views,
+        eval_dataset=validation_views,
         data_collator=collate_views,
         compute_metrics=_validation_metrics,
         callbacks=[HistoryWriter(stage, run)],
@@ -138,7 +144,10 @@ def predict_probabilities(
     if views.size != model.image_size:
         raise ValueError(f"the views have {views.size} pixels, the model expects {model.image_size}")
     # Full precision: reported numbers are those of the saved weights, as any user's pipeline gives them.
-    arguments = dataclasses.replace(arguments, bf16=False, fp16=False, push_to_hub=False, eval_strategy="no")
+    arguments = dataclasses.replace(
+        arguments, bf16=False, fp16=False, shard_teacher=False, push_to_hub=False, eval_strategy="no"
+    )
+    arguments.bf16, arguments.mixed_precision = False, "no"  # also where accelerate's configuration asked for bf16
     trainer = DistillationTrainer(model=DistillationModel(model), args=arguments, data_collator=collate_views)
     logits = trainer.predict(views).predictions
     return torch.from_numpy(logits).double().softmax(1).numpy()

@@ -18,13 +18,15 @@ from hf_kdmri.distillation import DistillationModel
 from hf_kdmri.training.arguments import DistillationTrainingArguments
 from hf_kdmri.training.averaging import AveragedTrainer
 from hf_kdmri.training.hub_push import StudentPush
+from hf_kdmri.training.sharding import refuse_other_wrappers, shard_teacher
+from hf_kdmri.training.streaming import StreamingTrainer
 from hf_kdmri.training.teacher_cache import TeacherCache, TeacherCacheError, cache_facts, prepare_teacher_cache
 
 HEAD_FILE = "distillation_head.safetensors"
 STUDENT_FILE = "model.safetensors"
 
 
-class DistillationTrainer(AveragedTrainer, StudentPush):
+class DistillationTrainer(AveragedTrainer, StudentPush, StreamingTrainer):
     """Train a `DistillationModel`: cross-entropy, and what the teacher adds.
 
     A checkpoint is the student's own folder (loadable by `from_pretrained`), `distillation_head.safetensors` if
@@ -38,14 +40,16 @@ class DistillationTrainer(AveragedTrainer, StudentPush):
 
     Args:
         model: a `DistillationModel`.
-        args: `DistillationTrainingArguments`.
+        args: `DistillationTrainingArguments`. With `shard_teacher`, the model's teacher is changed in place, see
+            `hf_kdmri.training.sharding.shard_teacher`.
         augmentation: draws one view per image for training, given batches with an `index`; None trains on the views
             as they are.
         **kwargs: passed on to `GuardedTrainer` (`image_names`) and `transformers.Trainer`.
 
     Raises:
         TypeError: the model is no `DistillationModel`.
-        ValueError: the model was built with other loss options than the arguments'.
+        ValueError: the model was built with other loss options than the arguments'; or accelerate's FSDP or DeepSpeed
+            ZeRO-3 was asked for, which would divide the student.
     """
 
     loss_is_scaled_for_ga = False  # per-batch means: Trainer divides by the accumulation steps
@@ -62,6 +66,7 @@ class DistillationTrainer(AveragedTrainer, StudentPush):
             raise TypeError(
                 f"expected a DistillationModel, got {type(model).__name__}: DistillationModel(student, teacher)"
             )
+        refuse_other_wrappers(args)
         if model.chosen_loss_options not in (None, args.loss_options()):
             raise ValueError(
                 f"the model was built with {model.chosen_loss_options}, the arguments say {args.loss_options()}: "
@@ -76,11 +81,15 @@ class DistillationTrainer(AveragedTrainer, StudentPush):
             model.teacher_dtype = args.teacher_torch_dtype()
         if args.channels_last and not model.channels_last:
             model.use_channels_last()
+        if args.shard_teacher and model.teacher is not None and model.loss_options.terms:
+            shard_teacher(model, args.device)
         self._term_sums: dict[str, Tensor] = {}
         self._term_count = 0
         self._hits: Tensor | float = 0.0  # right images and all images since the last log; a short batch counts less
         super().__init__(model=model, args=args, **kwargs)
         self.augmentation = augmentation
+        # accelerate fills up the last batch of each process; a stream has full batches only
+        model.equal_batches = self.accelerator.even_batches
         self.teacher_cache: TeacherCache | None = None
         self._began: float | None = None  # of training in this process
         self._seconds_before: float | None = None  # of training until the checkpoint that this process went on from
@@ -128,8 +137,8 @@ class DistillationTrainer(AveragedTrainer, StudentPush):
 
         Args:
             model: the (wrapped) `DistillationModel`.
-            inputs: `pixel_values` (B, C, H, W), `labels` (B,), `index` (B,) where views are augmented, and `masks`
-                (B, 1, H, W) where positions are weighted by them.
+            inputs: `pixel_values` (B, C, H, W), `labels` (B,), `index` (B,) where views are augmented, `masks`
+                (B, 1, H, W) where positions are weighted by them, and `epoch` (B,) where a stream counts its passes.
             return_outputs: also return the logits.
             num_items_in_batch: not used; every term is a mean over the batch.
 
@@ -137,12 +146,13 @@ class DistillationTrainer(AveragedTrainer, StudentPush):
             The loss, a scalar; with `return_outputs`, also `{"loss", "logits"}`.
         """
         pixel_values, labels, masks = inputs["pixel_values"], inputs["labels"], inputs.get("masks")
-        view, targets = self._view_of_this_epoch(), None
+        view, targets = self._view_of_this_epoch(inputs.get("epoch")), None
         if model.training and self.augmentation is not None:
             pixel_values, masks = self.augmentation.with_masks(
                 pixel_values, masks, inputs["index"], seed=self.args.seed, epoch=view
             )
         if model.training and self.teacher_cache is not None:
+            assert isinstance(view, int)  # a stream has no cache
             targets = self.teacher_cache.read(self.args, inputs["index"], view)
         outputs = model(pixel_values, labels=labels, masks=masks, targets=targets)
         loss = outputs["loss"]
@@ -157,8 +167,10 @@ class DistillationTrainer(AveragedTrainer, StudentPush):
             self._hits = self._hits + torch.stack([hits.double(), hits.new_tensor(len(labels)).double()])
         return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
 
-    def _view_of_this_epoch(self) -> int:
-        epoch, views_per_image = int(self.state.epoch or 0), self.args.count_views()
+    def _view_of_this_epoch(self, passes: Tensor | None) -> int | Tensor:
+        # A stream counts its passes for each image.
+        epoch = int(self.state.epoch or 0) if passes is None else passes
+        views_per_image = self.args.count_views()
         if self.augmentation is None:
             return 0
         return epoch if views_per_image is None else epoch % views_per_image
