@@ -124,7 +124,8 @@ def test_all_faults_of_a_label_file_are_told_at_once(model, scans, tmp_path) -> 
     rows += ["../x.png,glioma,q", "x.png,,q", "y.png,glioma", *(f"a{n}.png,kind{n},q" for n in range(6))]
     result = run("evaluate", model, "--images", scans, "--labels", write_labels(tmp_path / "l.csv", *rows))
     assert result.exit_code == 2
-    first, *told = result.stderr.splitlines()
+    begun, first, *told = result.stderr.splitlines()
+    assert begun.startswith("kdmri: evaluating ")
     assert first.endswith("l.csv has 12 faults:")
     expected = [
         "3: 'a.png' is listed twice",
