@@ -12,6 +12,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_kdmri import DistillationModel, StudentForImageClassification, TeacherForImageClassification
+from hf_kdmri.distillation import LossOptions
 from hf_kdmri.training.arguments import DistillationTrainingArguments
 from hf_kdmri.training.sharding import shard_teacher, teacher_bytes
 from tests.conftest import LABELS
@@ -24,7 +25,8 @@ def model_with(teacher: str) -> DistillationModel:
     torch.manual_seed(0)
     student = StudentForImageClassification.from_timm("test_vit", labels=LABELS, image_size=32)
     of_teacher = TeacherForImageClassification.from_timm(teacher, labels=LABELS, image_size=64)
-    return DistillationModel(student, of_teacher, channels_last=True).train()
+    options = LossOptions(geometry_weight=1.0, geometry_grid=2)  # asks for stage maps as well
+    return DistillationModel(student, of_teacher, loss_options=options, channels_last=True).train()
 
 
 def batch_of(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,7 +67,7 @@ def one_of_two(rank: int, folder: str) -> None:
     trainers = {}
     for sharded in (False, True):
         trainer = tiny_trainer(
-            Path(folder) / f"run-{sharded}", tiny_model(), shard_teacher=sharded, max_steps=3, eval_strategy="epoch"
+            Path(folder) / f"run-{sharded}", tiny_model(), shard_teacher=sharded, max_steps=3, geometry_weight=1.0
         )
         trainer.train()
         trainers[sharded] = {name: value.clone() for name, value in trainer.model.state_dict().items()}
