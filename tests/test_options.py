@@ -142,7 +142,7 @@ def test_help_names_every_option_with_its_default(capsys: pytest.CaptureFixture)
     text = " ".join(capsys.readouterr().out.split())
     for option in parse_options([]).as_dict():
         assert f"--{option} " in text or f"--{option}," in text
-    assert "fused spatial similarity over the stages; 0 switches it off. (default: 1.0)" in text
+    assert "fused spatial similarity over the stages; 0 switches it off. (default: 0.0)" in text
 
 
 @pytest.mark.parametrize(

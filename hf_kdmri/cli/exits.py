@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
@@ -15,7 +15,7 @@ FAILED, USAGE = 1, 2
 class Command(TyperCommand):
     """A command whose usage errors say what is wrong and not which library found out."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse, and take pydantic's words off the message of a wrong choice.
 
         Raises:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 from torch import distributed, nn
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hf_kdmri.training.guard import GuardedTrainer
@@ -62,7 +62,7 @@ class AveragedTrainer(GuardedTrainer):
         with self._student_is_average():
             return super().evaluation_loop(*args, **kwargs)
 
-    def student_to_keep(self) -> nn.Module:
+    def student_to_keep(self) -> PreTrainedModel:
         """What a save should hold: the average while one is made, else the student."""
         return self._distillation_model().student if self._average is None else self._average.module
 
