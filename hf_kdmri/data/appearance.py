@@ -55,7 +55,7 @@ class RandomAppearance:
     jpeg: float = 0.35
     worst_quality: int = 15
 
-    def __call__(self, views: Tensor, index: Tensor, *, seed: int, epoch: int) -> Tensor:
+    def __call__(self, views: Tensor, index: Tensor | np.ndarray, *, seed: int, epoch: int) -> Tensor:
         """Draw and apply one appearance per image.
 
         Args:

@@ -128,8 +128,8 @@ class DistillationTrainer(AveragedTrainer, StudentPush):
 
         Args:
             model: the (wrapped) `DistillationModel`.
-            inputs: `pixel_values` (B, C, H, W), `labels` (B,), `index` (B,) where views are augmented, and `masks`
-                (B, 1, H, W) where positions are weighted by them.
+            inputs: `pixel_values` (B, C, H, W), `labels` (B,), `index` (B,) where views are augmented, best a NumPy
+                array, which stays on the host, and `masks` (B, 1, H, W) where positions are weighted by them.
             return_outputs: also return the logits.
             num_items_in_batch: not used; every term is a mean over the batch.
 
@@ -143,7 +143,7 @@ class DistillationTrainer(AveragedTrainer, StudentPush):
                 pixel_values, masks, inputs["index"], seed=self.args.seed, epoch=view
             )
         if model.training and self.teacher_cache is not None:
-            targets = self.teacher_cache.read(self.args, inputs["index"], view)
+            targets = self.teacher_cache.read(self.args, inputs["index"], view, pixel_values.device)
         outputs = model(pixel_values, labels=labels, masks=masks, targets=targets)
         loss = outputs["loss"]
         if model.training:
@@ -154,7 +154,7 @@ class DistillationTrainer(AveragedTrainer, StudentPush):
             self.look_at_loss(outputs["terms"], inputs.get("index"), batch)
             self._collect({f"loss_{name}": term for name, term in outputs["terms"].items()})
             hits = (outputs["logits"].detach().argmax(1) == labels).sum()
-            self._hits = self._hits + torch.stack([hits.double(), hits.new_tensor(len(labels)).double()])
+            self._hits = self._hits + torch.stack([hits.double(), torch.full_like(hits, len(labels)).double()])
         return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
 
     def _view_of_this_epoch(self) -> int:
