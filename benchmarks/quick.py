@@ -21,10 +21,13 @@ from hf_kdmri import TeacherForImageClassification
 from hf_kdmri.data import write_phantom_archives
 
 FOLDER = Path(__file__).parent
+SCRIPTS = {"peers": "train_step"}  # where it is not the name
 TINY_PAIR = "--teacher test_resnet --student test_vit --image_size 64 --batch_size 8"
 # {slices}: published zips of phantoms; {teacher}: folder of an untrained teacher; {cache}: empty
 COMMANDS = {
     "train_step": f"{TINY_PAIR} --repeats 2 --threads 1 --teacher_dtype float32",
+    "peers": f"{TINY_PAIR} --peers --repeats 1 --threads 1 --teacher_dtype float32 --no_memory",
+    "cpu_memory": "--student test_efficientnet --image_size 64 --batch_size 8 --steps 2 --repeats 1 --threads 1",
     "loss_cost": f"{TINY_PAIR} --rounds 2 --threads 1 --teacher_dtype float32",
     "gradient_norms": "--teacher {teacher} --student_architecture test_vit --image_size 64 --batches 2 --batch_size 8 "
     "--data_dir {slices} --cache_dir {cache}",
@@ -81,7 +84,13 @@ def prepare(work: Path) -> dict[str, Path]:
 
 def run(name: str, options: list[str], out: Path) -> int:
     """Run one benchmark; what it prints goes to a file."""
-    command = [sys.executable, str(FOLDER / f"{name}.py"), *options, "--json", str(out / f"{name}.json")]
+    command = [
+        sys.executable,
+        str(FOLDER / f"{SCRIPTS.get(name, name)}.py"),
+        *options,
+        "--json",
+        str(out / f"{name}.json"),
+    ]
     root = str(FOLDER.parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     with open(out / f"{name}.txt", "w", encoding="utf-8") as log:

@@ -2,12 +2,18 @@
 """What distillation costs: a training step of the student alone, the teacher's forward alone, and both together.
 
     python benchmarks/train_step.py --json train_step.json
+    python benchmarks/train_step.py --peers --repeats 5 --json peers.json
 
 The three are timed in turn, round after round, on one batch of random views, so that a machine whose speed drifts
 changes all of them alike. The figure that counts is the ratio distillation / (student + teacher), taken round by round:
-what the losses and the shared view cost on top of the two networks.
+what the losses and the shared view cost on top of the two networks. Student and teacher are timed in float32 and in
+bfloat16, and it is said how far the teacher's answers move, so that `--bf16` and `--teacher_dtype` of a training can be
+chosen: which one is faster differs from network to network and from machine to machine.
 
-benchmarks/README.md holds the table of one run.
+With `--peers` the same pair is trained by timm.task, by torchdistill and by the recipe of the transformers guide as
+well, as they document it and with our precision and layout, after it was checked that all compute the same loss.
+
+benchmarks/README.md holds the tables of one run.
 """
 
 from __future__ import annotations
@@ -21,23 +27,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from against_peers import run_against_peers
+from contenders import DEFAULT, Pair, ours, student_step, teacher_forward
 from rich.console import Console
 from rich.table import Table
 from timing import circumstances, seconds, spread
 
-from hf_kdmri import DistillationModel, StudentForImageClassification, TeacherForImageClassification
 from hf_kdmri.data.augmentation import RandomViews
-from hf_kdmri.models import prepare_pixels
+from hf_kdmri.training.memory import keep_memory
 
-LABELS = ["meningioma", "glioma", "pituitary"]
+DTYPES = ("float32", "bfloat16")
 
 
 def main() -> None:
     """Measure, print a table, write JSON."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
+    result = run_against_peers(arguments) if arguments.peers else run_alone(arguments)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def run_alone(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time and print the steps; the figures, ready for JSON."""
+    if arguments.device == "cpu":
+        keep_memory()  # as a training does
     device = torch.device(arguments.device)
-    steps = build_steps(arguments, device)
+    steps = build_steps(arguments)
     for step in steps.values():  # allocator, kernel choice
         step()
         step()
@@ -46,8 +62,7 @@ def main() -> None:
         rounds.append({name: seconds(step, device) for name, step in steps.items()})
     result = summarise(rounds, arguments, device)
     print_table(result)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -64,63 +79,52 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--teacher_dtype", choices=["float32", "bfloat16"], default="bfloat16", help="(default: %(default)s)"
     )
+    parser.add_argument("--peers", action="store_true", help="also what other libraries take for the step")
+    parser.add_argument("--peers_path", metavar="FOLDER", help="where torchdistill is, if not in this Python")
+    parser.add_argument(
+        "--no_memory",
+        action="store_true",
+        help="with --peers: leave peak memory out, which takes a process of its own for each",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     return parser.parse_args()
 
 
-def build_steps(arguments: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], Any]]:
+def build_steps(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     """The things timed; each name's function does one whole step."""
-    torch.manual_seed(0)
-    teacher_dtype = getattr(torch, arguments.teacher_dtype)
-    build = dict(labels=LABELS, image_size=arguments.image_size)
-    teacher = TeacherForImageClassification.from_timm(arguments.teacher, **build)
-    kinds = {
-        name: DistillationModel(
-            StudentForImageClassification.from_timm(arguments.student, **build),
-            teacher if name == "distillation step" else None,
-            teacher_dtype=teacher_dtype,
-            channels_last=True,
-        )
-        .to(device)
-        .train()
-        for name in ("student step", "distillation step")
-    }
-    shape = (arguments.batch_size, 1, arguments.image_size, arguments.image_size)
-    views = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-    labels = torch.randint(0, len(LABELS), (arguments.batch_size,), device=device)
-    index = torch.arange(arguments.batch_size)
     steps: dict[str, Callable[[], Any]] = {}
-
-    def train_step(model: DistillationModel) -> Callable[[], None]:
-        optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-
-        def step() -> None:
-            with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
-                loss = model(views, labels=labels).loss
-            loss.backward()
-            optimiser.step()
-            optimiser.zero_grad()
-
-        return step
-
-    def teacher_forward() -> None:
-        pixels = prepare_pixels(
-            views, image_size=teacher.image_size, mean=teacher.pixel_mean, std=teacher.pixel_std
-        ).contiguous(memory_format=torch.channels_last)
-        with torch.no_grad(), torch.autocast(device.type, teacher_dtype, enabled=teacher_dtype != torch.float32):
-            teacher(pixels)
-
-    augmentation = RandomViews()
-    steps["student step"] = train_step(kinds["student step"])
-    steps["teacher forward"] = teacher_forward
-    steps["distillation step"] = train_step(kinds["distillation step"])
-    steps["augmentation"] = lambda: augmentation(views, index, seed=0, epoch=0)
+    for dtype in DTYPES:
+        pair = pair_in(arguments, student=dtype, teacher=dtype)
+        steps[f"student step, {dtype}"] = student_step(pair).step
+        steps[f"teacher forward, {dtype}"] = teacher_forward(pair).step
+    pair = Pair(arguments)
+    steps["distillation step"] = ours(pair, DEFAULT).step
+    augmentation, index = RandomViews(), torch.arange(arguments.batch_size)
+    steps["augmentation"] = lambda: augmentation(pair.views, index, seed=0, epoch=0)
     return steps
+
+
+def pair_in(arguments: argparse.Namespace, *, student: str, teacher: str) -> Pair:
+    """The pair in other precisions than those asked for."""
+    return Pair(argparse.Namespace(**{**vars(arguments), "bf16": student == "bfloat16", "teacher_dtype": teacher}))
+
+
+@torch.no_grad()
+def how_far_bfloat16_moves_the_teacher(arguments: argparse.Namespace) -> float:
+    """Largest difference of a logit between float32 and bfloat16, in standard deviations of the logits."""
+    pair = Pair(arguments)
+    teacher = pair.teacher()
+    pixels = pair.pixels(teacher)
+    exact = teacher(pixels).logits
+    with torch.autocast(pair.device.type, torch.bfloat16):
+        rounded = teacher(pixels).logits.float()
+    return ((rounded - exact).abs().max() / exact.std()).item()
 
 
 def summarise(rounds: list[dict[str, float]], arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Median, minimum and maximum of every figure, and of the ratio within each round."""
-    ratios = [r["distillation step"] / (r["student step"] + r["teacher forward"]) for r in rounds]
+    student, teacher = f"student step, {DTYPES[arguments.bf16]}", f"teacher forward, {arguments.teacher_dtype}"
+    ratios = [r["distillation step"] / (r[student] + r[teacher]) for r in rounds]
     figures = {}
     for name in rounds[0]:
         times = [r[name] for r in rounds]
@@ -131,6 +135,11 @@ def summarise(rounds: list[dict[str, float]], arguments: argparse.Namespace, dev
     return {
         "figures": figures,
         "ratio": spread(ratios),
+        "bfloat16_over_float32": {
+            part: spread([r[f"{part}, bfloat16"] / r[f"{part}, float32"] for r in rounds])
+            for part in ("student step", "teacher forward")
+        },
+        "teacher_logits_moved_by_bfloat16": how_far_bfloat16_moves_the_teacher(arguments),
         **circumstances(arguments, device),
     }
 
@@ -152,6 +161,16 @@ def print_table(result: dict[str, Any]) -> None:
             name, f"{figure['images_per_second']:.0f}", f"{ms['median']:.0f}", f"{ms['min']:.0f}–{ms['max']:.0f}"
         )
     console.print(table)
+    for part, times in result["bfloat16_over_float32"].items():
+        faster = "bfloat16" if times["median"] < 1 else "float32"
+        console.print(
+            f"{part}: bfloat16 takes {times['median']:.2f} ({times['min']:.2f}–{times['max']:.2f}) times as long as "
+            f"float32, so {faster} is faster here"
+        )
+    console.print(
+        f"in bfloat16 a logit of this (untrained) teacher moves by at most "
+        f"{result['teacher_logits_moved_by_bfloat16']:.3f} standard deviations"
+    )
     ratio = result["ratio"]
     console.print(
         f"distillation / (student + teacher): {ratio['median']:.3f} (min {ratio['min']:.3f}, max {ratio['max']:.3f}); "

@@ -177,7 +177,7 @@ dist.destroy_process_group()
 def test_two_processes_have_one_average(tmp_path: Path):
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
     root = Path(__file__).resolve().parents[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29541"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29563"]
     done = subprocess.run(
         [*command, str(tmp_path / "two.py"), str(tmp_path)],
         capture_output=True, text=True, cwd=root, timeout=500, env={**os.environ, "PYTHONPATH": str(root)},

@@ -11,15 +11,30 @@ import quick
 
 def test_every_benchmark_has_short_settings_or_a_reason_not_to() -> None:
     scripts = {path.stem for path in quick.FOLDER.glob("*.py") if '"--json"' in path.read_text(encoding="utf-8")}
-    known = quick.COMMANDS.keys() | quick.NEEDS_MORE.keys() | {"quick"}
+    commands = {quick.SCRIPTS.get(name, name) for name in quick.COMMANDS}
+    known = commands | quick.NEEDS_MORE.keys() | {"quick"}
     assert scripts - known == set(), "give them settings that take seconds in benchmarks/quick.py"
-    assert not quick.COMMANDS.keys() - scripts
+    assert not commands - scripts
 
 
 def test_a_benchmark_runs_with_its_short_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["quick.py", "--out", str(tmp_path), "--only", "fuzz_readers"])
     quick.main()
     assert json.loads((tmp_path / "fuzz_readers.json").read_text())
+
+
+@pytest.mark.slow
+def test_peers_compute_the_same_loss_and_are_timed_beside_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["quick.py", "--out", str(tmp_path), "--only", "peers"])
+    quick.main()
+    told = json.loads((tmp_path / "peers.json").read_text())
+    losses = told["losses"]
+    for name in ("timm.task logits, as documented", "transformers guide, as documented", "ours", "ours, cached"):
+        assert losses[name]["relative_difference"] < 1e-4
+        assert told["figures"][name]["images_per_second"] > 0
+    assert {"ours / floor", "ours, cached / student", "transformers guide, as documented / ours"} <= told[
+        "ratios"
+    ].keys()
 
 
 def test_a_failing_benchmark_fails_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

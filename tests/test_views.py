@@ -70,7 +70,7 @@ def test_batches_are_the_single_views_stacked():
     single = collate_views([views[i] for i in range(6)])
     assert whole.keys() == single.keys()
     for key, value in whole.items():
-        assert torch.equal(value, single[key]), key
+        np.testing.assert_array_equal(value, single[key], err_msg=key)
 
 
 def test_labels_must_fit():

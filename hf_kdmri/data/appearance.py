@@ -17,7 +17,7 @@ _KNOTS = 6  # of a tone curve, its ends included
 _LEVELS = 4  # of blur and of coarseness: one kernel or size per level, so that a batch needs few calls
 
 
-def image_keys(seed: int, epoch: int | Tensor, index: Tensor) -> list[tuple[int, int, int]]:
+def image_keys(seed: int, epoch: int | Tensor, index: Tensor | np.ndarray) -> list[tuple[int, int, int]]:
     """What an image's random numbers follow from: (seed, epoch, index) of each image of a batch."""
     rows = index.tolist()
     epochs = epoch.tolist() if isinstance(epoch, Tensor) else [epoch] * len(rows)
@@ -67,7 +67,7 @@ class RandomAppearance:
     jpeg: float = 0.35
     worst_quality: int = 15
 
-    def __call__(self, views: Tensor, index: Tensor, *, seed: int, epoch: int | Tensor) -> Tensor:
+    def __call__(self, views: Tensor, index: Tensor | np.ndarray, *, seed: int, epoch: int | Tensor) -> Tensor:
         """Draw and apply one appearance per image.
 
         Args:

@@ -11,6 +11,7 @@ from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 from torch import Tensor
 
 from hf_kdmri.data.appearance import RandomAppearance, image_keys
+from hf_kdmri.data.transfer import send
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,20 @@ class RandomViews:
     aspect: float = 0.0
     appearance: RandomAppearance | None = None
 
-    def __call__(self, views: Tensor, index: Tensor, *, seed: int, epoch: int | Tensor) -> Tensor:
+    def __call__(self, views: Tensor, index: Tensor | np.ndarray, *, seed: int, epoch: int | Tensor) -> Tensor:
         """Draw and apply one view per image: `with_masks` for images that have none."""
         return self.with_masks(views, None, index, seed=seed, epoch=epoch)[0]
 
     def with_masks(
-        self, views: Tensor, masks: Tensor | None, index: Tensor, *, seed: int, epoch: int | Tensor
+        self, views: Tensor, masks: Tensor | None, index: Tensor | np.ndarray, *, seed: int, epoch: int | Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Draw and apply one view per image, and move its mask along.
 
         Args:
             views: (B, C, H, W) uint8.
             masks: (B, 1, H, W) uint8, or None.
-            index: (B,) position of each image in its data set.
+            index: (B,) position of each image in its data set; a NumPy array, or a tensor, which the step waits for
+                where it is on an accelerator.
             seed: of the run.
             epoch: counted from 0; one for all images, or (B,) where a batch holds images of several passes.
 
@@ -66,11 +68,13 @@ class RandomViews:
             The views and the masks, uint8 on the same device, in the shapes given.
         """
         draws = np.stack([np.random.default_rng(key).random(9) for key in image_keys(seed, epoch, index)])
-        draw = torch.from_numpy(draws).to(views.device, torch.float32, non_blocking=True).unbind(1)
+        drawn = torch.from_numpy(draws).to(torch.float32)
         images = views.float() / 255
         height, width = images.shape[-2:]
-        with torch.autocast(views.device.type, enabled=False):
-            affine = self._affine(draw, images)
+        with torch.autocast(views.device.type, enabled=False), torch.autocast("cpu", enabled=False):
+            # Small matrices are made on the host, so that one copy, which nobody waits for, brings all numbers over.
+            affine = send(self._affine(drawn.unbind(1), height, width).contiguous(), views.device)
+            draw = send(drawn, views.device).unbind(1)
             images = warp_affine(images, affine, (height, width), mode="bicubic", padding_mode="zeros")
             if masks is not None:
                 moved = warp_affine(masks.float(), affine, (height, width), mode="nearest", padding_mode="zeros")
@@ -78,14 +82,14 @@ class RandomViews:
             mean = images.mean((1, 2, 3), keepdim=True)
             low, high = self.contrast
             images = (mean + (low + (high - low) * draw[5].view(-1, 1, 1, 1)) * (images - mean)).clamp(0, 1)
-            images = adjust_gamma(images, self.gamma ** (2 * draw[6] - 1))
+            gain = images.new_ones(1)  # kornia would bring its own from the host
+            images = adjust_gamma(images, self.gamma ** (2 * draw[6] - 1), gain)
         out = (images * 255).round().clamp(0, 255).to(torch.uint8)
         if self.appearance is not None:
             out = self.appearance(out, index, seed=seed, epoch=epoch)
         return out, masks
 
-    def _affine(self, draw: tuple[Tensor, ...], images: Tensor) -> Tensor:
-        batch, _, height, width = images.shape
+    def _affine(self, draw: tuple[Tensor, ...], height: int, width: int) -> Tensor:
         moved = (draw[7] < self.moved).float()
         zoom = 1 + moved * (self.scale[0] + (self.scale[1] - self.scale[0]) * draw[0] - 1)
         wider = 1 + moved * self.aspect * (2 * draw[8] - 1)
@@ -93,7 +97,7 @@ class RandomViews:
         shift = torch.stack([(2 * draw[2] - 1) * width, (2 * draw[3] - 1) * height], 1) * self.translation
         shift = shift * moved[:, None]
         angle = moved * (2 * draw[4] - 1) * self.rotation
-        centre = images.new_tensor([(width - 1) / 2, (height - 1) / 2]).expand(batch, 2)
+        centre = draw[0].new_tensor([(width - 1) / 2, (height - 1) / 2]).expand(len(draw[0]), 2)
         return get_affine_matrix2d(shift, centre, torch.stack([zoom * mirror * wider, zoom / wider], 1), angle)[:, :2]
 
 

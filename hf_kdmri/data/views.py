@@ -63,20 +63,20 @@ class ViewDataset(Dataset):
             item["masks"] = torch.from_numpy(self.masks.view(index).copy())
         return item
 
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """A whole batch at once, already collated; see `collate_views`."""
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        """A whole batch at once, already collated, `index` as an array; see `collate_views`."""
         rows = np.asarray(indices)
         batch = {
             "pixel_values": torch.from_numpy(np.stack([self.view(row) for row in rows])),
             "labels": torch.from_numpy(self.labels[rows]),
-            "index": torch.from_numpy(rows.astype(np.int64)),
+            "index": rows.astype(np.int64),  # no tensor: it is of use on the host only, and would leave it
         }
         if self.masks is not None:
             batch["masks"] = torch.from_numpy(np.stack([self.masks.view(row) for row in rows]))
         return batch
 
 
-def collate_views(batch: dict[str, torch.Tensor] | list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def collate_views(batch: dict[str, Any] | list[dict[str, Any]]) -> dict[str, Any]:
     """Pass a collated batch on; stack a list of single views."""
     return batch if isinstance(batch, dict) else torch.utils.data.default_collate(batch)
 

@@ -53,7 +53,8 @@ def lesion_weights(
     shrunk = -F.max_pool2d(-tumour, size, stride=1, padding=border_width)
     regions = torch.cat([shrunk, grown - shrunk, 1 - grown], dim=1)
     counts = regions.sum((2, 3), keepdim=True)
-    shares = torch.tensor([inside, border, outside], device=mask.device).view(1, 3, 1, 1) * (counts > 0)
+    given = torch.cat([counts.new_full((1, 1, 1, 1), share) for share in (inside, border, outside)], dim=1)
+    shares = given * (counts > 0)
     # A slice that is all tumour has no outside; with the other shares at 0 nothing is left to weigh it by.
     shares = shares / shares.sum(1, keepdim=True).clamp_min(1e-12)
     return (regions * shares / counts.clamp_min(1)).sum(1, keepdim=True) * mask[0, 0].numel()

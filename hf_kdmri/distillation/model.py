@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,9 @@ class DistillationModel(nn.Module):
         self.channels_last = False
         self.equal_batches = False  # whether all processes are known to have batches of one size; a trainer knows
         if teacher is not None:
-            self._teacher_columns = teacher_column_order(student.labels, teacher.labels)
+            # On the device, since a list as an index would be copied there in every step.
+            columns = torch.tensor(teacher_column_order(student.labels, teacher.labels), device=student.device)
+            self.register_buffer("_teacher_columns", columns, persistent=False)
             teacher.requires_grad_(False).eval()
         self.use_loss_options(loss_options or LossOptions())
         if channels_last:
@@ -190,7 +192,9 @@ class DistillationModel(nn.Module):
             raise ValueError("this model has no teacher to ask; build it as DistillationModel(student, teacher)")
         with self._teacher_precision(pixel_values.device):
             said = _run(self.teacher, self._input_of(self.teacher, pixel_values), options.needs_stages)
-        return teacher_targets(options, Features(said.logits[:, self._teacher_columns], said.stages))
+        return teacher_targets(
+            options, Features(said.logits.index_select(1, cast(Tensor, self._teacher_columns)), said.stages)
+        )
 
     def total(self, terms: dict[str, Tensor], progress: float = 1.0) -> Tensor:
         """Cross-entropy plus the other terms, each times its λ at that share (0 to 1) of all steps."""

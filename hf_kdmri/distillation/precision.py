@@ -17,4 +17,6 @@ def teacher_side(tensor: Tensor) -> Tensor:
     Autograd refuses to save a tensor that was made in inference mode, so such a tensor is copied.
     """
     detached = at_least_float32(tensor.detach())
+    if torch.compiler.is_compiling():  # the question would break the graph, and inference mode does not reach into one
+        return detached
     return detached.clone() if detached.is_inference() else detached

@@ -59,4 +59,5 @@ def prepare_pixels(
 
 
 def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(list(values), dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+    # Filled where it is needed: a copy from the host would make every step wait for the device.
+    return torch.cat([like.new_full((1, 1, 1, 1), value) for value in values], dim=1)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
@@ -68,7 +69,9 @@ class GuardedTrainer(WholeCheckpoints):
             ) from error
         return output
 
-    def look_at_loss(self, terms: Mapping[str, Tensor], index: Tensor | None, batch: Mapping[str, Any]) -> None:
+    def look_at_loss(
+        self, terms: Mapping[str, Tensor], index: Tensor | np.ndarray | None, batch: Mapping[str, Any]
+    ) -> None:
         """Look at the terms of one batch before its backward pass.
 
         Args:
@@ -76,10 +79,11 @@ class GuardedTrainer(WholeCheckpoints):
             index: (B,) positions of the images in the training set, where known.
             batch: what the model got, to find the term whose gradient is not finite.
         """
+        index = None if index is None else torch.as_tensor(index)
         self._watch.look(self.state.global_step + 1, self._weighted(terms), index)
         self._last_batch = dict(batch)
         if index is not None:
-            self._step_images.append(index.detach())
+            self._step_images.append(index)
 
     def running_sums(self) -> dict[str, Any]:
         """What has been summed up since the last log, and the losses that the next ones are compared with."""

@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 import hf_kdmri
 from hf_kdmri.data.augmentation import RandomViews
+from hf_kdmri.data.transfer import send
 from hf_kdmri.data.views import ViewDataset
 from hf_kdmri.distillation import DistillationModel, LossOptions, TeacherTargets
 from hf_kdmri.whole_files import write_whole
@@ -63,20 +64,23 @@ class TeacherCache:
     grid: int
     arrays: Mapping[str, np.ndarray]
 
-    def read(self, options: LossOptions, index: Tensor, view: int) -> dict[str, Tensor]:
+    def read(
+        self, options: LossOptions, index: Tensor | np.ndarray, view: int, device: torch.device | None = None
+    ) -> dict[str, Tensor]:
         """The targets of one view of some images, in float32, for `DistillationModel.forward(targets=…)`.
 
         Args:
             options: which terms need targets.
             index: (B,) position of each image in its data set.
             view: 0 to K − 1.
+            device: where the targets are wanted; default the CPU.
         """
-        rows = view * self.images + index.cpu().numpy()
+        rows = view * self.images + np.asarray(index.cpu() if isinstance(index, Tensor) else index)
         wanted = {"logits": True, "kernel": options.geometry_weight > 0, "embedding": options.sample_weight > 0}
         read = {name: torch.from_numpy(self.arrays[name][rows]).float() for name, on in wanted.items() if on}
         if "kernel" in read:
             read["kernel"] = _whole_kernel(read["kernel"], self.grid**2)
-        return {name: value.to(index.device, non_blocking=True) for name, value in read.items()}
+        return {name: send(value, device or torch.device("cpu")) for name, value in read.items()}
 
 
 def cache_facts(

@@ -137,8 +137,9 @@ class DistillationTrainer(AveragedTrainer, StudentPush, StreamingTrainer):
 
         Args:
             model: the (wrapped) `DistillationModel`.
-            inputs: `pixel_values` (B, C, H, W), `labels` (B,), `index` (B,) where views are augmented, `masks`
-                (B, 1, H, W) where positions are weighted by them, and `epoch` (B,) where a stream counts its passes.
+            inputs: `pixel_values` (B, C, H, W), `labels` (B,), `index` (B,) where views are augmented, best a NumPy
+                array, which stays on the host, `masks` (B, 1, H, W) where positions are weighted by them, and `epoch`
+                (B,) where a stream counts its passes.
             return_outputs: also return the logits.
             num_items_in_batch: not used; every term is a mean over the batch.
 
@@ -153,7 +154,7 @@ class DistillationTrainer(AveragedTrainer, StudentPush, StreamingTrainer):
             )
         if model.training and self.teacher_cache is not None:
             assert isinstance(view, int)  # a stream has no cache
-            targets = self.teacher_cache.read(self.args, inputs["index"], view)
+            targets = self.teacher_cache.read(self.args, inputs["index"], view, pixel_values.device)
         outputs = model(pixel_values, labels=labels, masks=masks, targets=targets)
         loss = outputs["loss"]
         if model.training:
@@ -164,7 +165,7 @@ class DistillationTrainer(AveragedTrainer, StudentPush, StreamingTrainer):
             self.look_at_loss(outputs["terms"], inputs.get("index"), batch)
             self._collect({f"loss_{name}": term for name, term in outputs["terms"].items()})
             hits = (outputs["logits"].detach().argmax(1) == labels).sum()
-            self._hits = self._hits + torch.stack([hits.double(), hits.new_tensor(len(labels)).double()])
+            self._hits = self._hits + torch.stack([hits.double(), torch.full_like(hits, len(labels)).double()])
         return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
 
     def _view_of_this_epoch(self, passes: Tensor | None) -> int | Tensor:

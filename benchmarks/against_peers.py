@@ -1,0 +1,181 @@
+"""`train_step.py --peers`: this project's step beside its peers' and the floor, in one run."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from contextlib import ExitStack, closing
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from contenders import OURS
+from peers import DOCUMENTED, TUNED, find_peers
+from rich.console import Console
+from rich.table import Table
+from timing import circumstances, spread
+from workers import Worker, peak_of
+
+TOLERANCE = 1e-4  # of a loss in float32
+ROUGH = 3e-2  # where the teacher or the student computes in bfloat16
+MEMORY = 1.10
+# Least images per second against a peer, and most time against the floor or the student alone.
+AGAINST = {DOCUMENTED: 2.0, TUNED: 1.3}
+AT_MOST = {
+    "ours, logits / floor": 1.05,
+    "ours / floor": 1.10,
+    "ours, logits, cached / student": 1.05,
+    "ours, cached / student": 1.15,
+}
+
+
+def run_against_peers(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Check the losses, time in alternating rounds, measure memory, print; the figures, ready for JSON.
+
+    Two processes hold the contenders: one for the peers as documented, with the allocator as it is, and one for all
+    that have our precision and layout, ours and the floor among them, which keeps its memory as our training does.
+
+    Raises:
+        SystemExit: a loss is not the reference's.
+    """
+    peers, missing = find_peers(arguments.peers_path)
+    documented = [name for name in peers if name.endswith(DOCUMENTED)]
+    tuned = [*OURS, *(name for name in peers if name.endswith(TUNED))]
+    with ExitStack() as stack:
+        plain = stack.enter_context(closing(Worker(arguments, documented, keep=False)))
+        keeping = stack.enter_context(closing(Worker(arguments, tuned, keep=True)))
+        holder = dict.fromkeys(documented, plain) | dict.fromkeys(tuned, keeping)
+        losses = compare_losses(holder, plain.ask("reference"), arguments)
+        rounds = []
+        for number in range(arguments.repeats + 1):
+            times = {name: holder[name].ask("time", name) for name in holder}
+            rounds += [times] if number else []  # the first finds memory and kernels
+    memory = (
+        {}
+        if arguments.no_memory
+        else {name: peak_of(arguments, name, keep=name in tuned) for name in holder if name != "teacher forward"}
+    )
+    result = {
+        "figures": {
+            name: {
+                "milliseconds": spread([1e3 * times[name] for times in rounds]),
+                "images_per_second": arguments.batch_size / statistics.median(times[name] for times in rounds),
+                **({"mebibytes": memory[name]} if name in memory else {}),
+            }
+            for name in holder
+        },
+        "losses": losses,
+        "ratios": ratios(rounds, peers),
+        "memory_over_leanest_peer": memory_ratio(memory, peers),
+        "missing": missing,
+        **circumstances(arguments, torch.device(arguments.device)),
+    }
+    result["versions"]["torchdistill"] = _version("torchdistill")
+    print_result(result)
+    return result
+
+
+def compare_losses(
+    holder: dict[str, Worker], reference: tuple[float, float], arguments: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """Every contender's loss on the batch beside the reference's, at the weights that the contender has.
+
+    Args:
+        holder: which process has which contender.
+        reference: cross-entropy and T² · KL.
+        arguments: of the command line.
+
+    Raises:
+        SystemExit: one is further off than rounding explains.
+    """
+    rows, wrong = {}, []
+    rounded = arguments.bf16 or arguments.teacher_dtype != "float32"
+    for name, worker in holder.items():
+        answer = worker.ask("loss", name)
+        if answer is None:
+            continue
+        loss, weights = answer
+        expected = sum(weight * part for weight, part in zip(weights, reference, strict=True))
+        difference = abs(loss - expected) / expected
+        rows[name] = {
+            "cross_entropy_times": weights[0], "kl_times": weights[1], "loss": loss, "reference": expected,
+            "relative_difference": difference,
+        }  # fmt: skip
+        if difference > (ROUGH if rounded and not name.endswith(DOCUMENTED) else TOLERANCE):
+            wrong.append(f"{name}: {loss:.6f} instead of {expected:.6f}")
+    if wrong:
+        raise SystemExit("losses differ from the reference, so times would not compare:\n  " + "\n  ".join(wrong))
+    return rows
+
+
+def ratios(rounds: list[dict[str, float]], peers: list[str]) -> dict[str, dict[str, float]]:
+    """Round by round, with their spread: a peer's time over ours, and ours over the floor and the student alone."""
+    told = {}
+    for peer in peers:
+        for mine in ("ours, logits", "ours"):
+            told[f"{peer} / {mine}"] = spread([times[peer] / times[mine] for times in rounds])
+    for mine in ("ours, logits", "ours"):
+        told[f"{mine} / floor"] = spread(
+            [times[mine] / (times["student step"] + times["teacher forward"]) for times in rounds]
+        )
+        told[f"{mine}, cached / student"] = spread(
+            [times[f"{mine}, cached"] / times["student step"] for times in rounds]
+        )
+    return told
+
+
+def memory_ratio(memory: dict[str, dict[str, float]], peers: list[str]) -> dict[str, float]:
+    """Our peaks over that of the leanest peer."""
+    if not memory:
+        return {}
+    leanest = min(memory[name]["peak"] for name in peers)
+    return {name: memory[name]["peak"] / leanest for name in ("ours, logits", "ours")}
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """The figures for people."""
+    settings, console = result["settings"], Console(width=118)
+    student = "bfloat16" if settings["bf16"] else "float32"
+    console.print(
+        f"{settings['teacher']} ({settings['teacher_dtype']}) → {settings['student']} ({student}), "
+        f"{settings['image_size']} px, batch {settings['batch_size']}, {settings['repeats']} rounds; {result['device']}"
+    )
+    for line in result["missing"]:
+        console.print(line)
+    table = Table("", "loss", "off by", title="Losses on the batch, and the reference's")
+    for name, row in result["losses"].items():
+        table.add_row(name, f"{row['loss']:.5f}", f"{row['relative_difference']:.1e}")
+    console.print(table)
+    table = Table("", "images / s", "ms (median)", "ms (min–max)", "peak MiB", title="Steps")
+    for name, figure in result["figures"].items():
+        ms, peak = figure["milliseconds"], figure.get("mebibytes")
+        table.add_row(
+            name, f"{figure['images_per_second']:.0f}", f"{ms['median']:.0f}", f"{ms['min']:.0f}–{ms['max']:.0f}",
+            "" if peak is None else f"{peak['peak']:.0f}",
+        )  # fmt: skip
+    console.print(table)
+    table = Table("", "ratio (min–max)", "wanted", title="Ratios, round by round")
+    for name, ratio in result["ratios"].items():
+        table.add_row(name, f"{ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f})", _judged(name, ratio))
+    for name, value in result["memory_over_leanest_peer"].items():
+        table.add_row(f"peak memory, {name} / leanest peer", f"{value:.2f}", f"≤ {MEMORY:.2f}: {_met(value <= MEMORY)}")
+    console.print(table)
+    console.print(", ".join(f"{name} {number}" for name, number in result["versions"].items()))
+
+
+def _judged(name: str, ratio: dict[str, float]) -> str:
+    if name in AT_MOST:
+        return f"≤ {AT_MOST[name]:.2f}: {_met(ratio['median'] <= AT_MOST[name])}"
+    least = AGAINST[DOCUMENTED if DOCUMENTED in name else TUNED]
+    return f"≥ {least:.1f}: {_met(ratio['median'] >= least)}"
+
+
+def _met(is_met: bool) -> str:
+    return "met" if is_met else "missed"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"

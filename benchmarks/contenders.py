@@ -1,0 +1,169 @@
+"""The pair that `train_step.py --peers` trains, this project's ways to a step, and the floor below any of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_kdmri import DistillationModel, StudentForImageClassification, TeacherForImageClassification
+from hf_kdmri.distillation import LossOptions, kd_loss
+from hf_kdmri.models import TimmClassifier, prepare_pixels
+
+LABELS = ["meningioma", "glioma", "pituitary"]
+TEMPERATURE = 4.0
+LOGITS_ONLY = LossOptions(geometry_weight=0.0, temperature=TEMPERATURE)
+DEFAULT = LossOptions(temperature=TEMPERATURE)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to train the student.
+
+    Args:
+        step: a whole step: forward, backward, optimiser.
+        loss: forward alone, in training mode; None where there is no loss to compare.
+        weights: what that loss should be: these times the cross-entropy and T² · KL of the reference.
+    """
+
+    step: Callable[[], Any]
+    loss: Callable[[], Tensor] | None = None
+    weights: tuple[float, float] = (1.0, 1.0)
+
+
+class Pair:
+    """Teacher, student and one batch of views, the same for whoever asks.
+
+    Args:
+        arguments: of the command line.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments, self.device = arguments, torch.device(arguments.device)
+        draw = torch.Generator().manual_seed(0)
+        shape = (arguments.batch_size, 1, arguments.image_size, arguments.image_size)
+        self.views = torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw).to(self.device)
+        self.labels = torch.randint(0, len(LABELS), (arguments.batch_size,), generator=draw).to(self.device)
+        self.teacher_dtype = getattr(torch, arguments.teacher_dtype)
+
+    def student(self, *, tuned: bool = True) -> StudentForImageClassification:
+        """The student as it starts; `tuned`, laid out channels-last."""
+        torch.manual_seed(1)
+        model = StudentForImageClassification.from_timm(
+            self.arguments.student, labels=LABELS, image_size=self.arguments.image_size
+        )
+        return self._placed(model, tuned).train()
+
+    def teacher(self, *, tuned: bool = True) -> TeacherForImageClassification:
+        """The frozen teacher, its logits of standard deviation 2 or so on the batch; `tuned`, channels-last."""
+        torch.manual_seed(2)
+        model = TeacherForImageClassification.from_timm(
+            self.arguments.teacher, labels=LABELS, image_size=self.arguments.image_size
+        )
+        model = self._placed(model, tuned).eval()
+        with torch.no_grad():  # an untrained classifier says next to nothing, and any two losses of it would agree
+            said = model(self.pixels(model, tuned=tuned)).logits
+            model.timm_model.get_classifier().weight.mul_(2 / said.std())
+        return model
+
+    def pixels(self, model: TimmClassifier, *, tuned: bool = True) -> Tensor:
+        """The views as a model's input."""
+        pixels = prepare_pixels(self.views, image_size=model.image_size, mean=model.pixel_mean, std=model.pixel_std)
+        return pixels.contiguous(memory_format=torch.channels_last) if tuned else pixels
+
+    def optimiser(self, parameters: Any, *, tuned: bool = True) -> torch.optim.Optimizer:
+        """AdamW, fused where `tuned`; its steps leave the weights as they are, so that all rounds are alike."""
+        return torch.optim.AdamW(list(parameters), lr=0.0, weight_decay=0.0, fused=True if tuned else None)
+
+    def student_precision(self, *, tuned: bool = True) -> torch.autocast:
+        """bfloat16 autocast with `--bf16`, where `tuned`."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=tuned and self.arguments.bf16)
+
+    def train_step(self, loss: Callable[[], Tensor], parameters: Any, *, tuned: bool = True) -> Callable[[], None]:
+        """Forward, backward and optimiser."""
+        optimiser = self.optimiser(parameters, tuned=tuned)
+
+        def step() -> None:
+            loss().backward()
+            optimiser.step()
+            optimiser.zero_grad()
+
+        return step
+
+    @torch.no_grad()
+    def reference(self) -> tuple[float, float]:
+        """Cross-entropy and T² · KL of this project's reference path: float32, plain layout, `kd_loss`."""
+        student, teacher = self.student(tuned=False), self.teacher(tuned=False)
+        zs = student(self.pixels(student, tuned=False)).logits
+        zt = teacher(self.pixels(teacher, tuned=False)).logits
+        return F.cross_entropy(zs, self.labels).item(), kd_loss(zs, zt, temperature=TEMPERATURE).item()
+
+    def _placed(self, model: Any, tuned: bool) -> Any:
+        if tuned:
+            model = model.to(memory_format=torch.channels_last)
+        return model.to(self.device)
+
+
+def student_step(pair: Pair) -> Contender:
+    """The floor's first part: the student on tensors that are there."""
+    student = pair.student()
+    pixels = pair.pixels(student)
+
+    def loss() -> Tensor:
+        with pair.student_precision():
+            logits = student(pixels).logits
+        return F.cross_entropy(logits.float(), pair.labels)
+
+    return Contender(pair.train_step(loss, student.parameters()), loss, (1.0, 0.0))
+
+
+def teacher_forward(pair: Pair) -> Contender:
+    """The floor's second part: the teacher on tensors that are there."""
+    teacher = pair.teacher()
+    pixels = pair.pixels(teacher)
+
+    def forward() -> None:
+        enabled = pair.teacher_dtype != torch.float32
+        with torch.inference_mode(), torch.autocast(pair.device.type, pair.teacher_dtype, enabled=enabled):
+            teacher(pixels)
+
+    return Contender(forward)
+
+
+def ours(pair: Pair, options: LossOptions, *, cached: bool = False) -> Contender:
+    """`DistillationModel` as the trainer runs it, on uint8 views; with `cached`, the teacher's answers are there."""
+    model = DistillationModel(
+        pair.student(), pair.teacher(), loss_options=options, teacher_dtype=pair.teacher_dtype, channels_last=True
+    )
+    model.to(pair.device).train()
+    targets = None
+    if cached:
+        told = model.ask_teacher(pair.views)
+        targets = {name: value for name, value in asdict(told).items() if name != "stages"}
+
+    def loss() -> Tensor:
+        with pair.student_precision():
+            return model(pair.views, labels=pair.labels, targets=targets).loss
+
+    def logit_part() -> Tensor:
+        with pair.student_precision():
+            terms = model(pair.views, labels=pair.labels, targets=targets).terms
+        return terms["ce"] + terms["logit"]
+
+    parameters: list[nn.Parameter] = [p for p in model.parameters() if p.requires_grad]
+    return Contender(pair.train_step(loss, parameters), logit_part)
+
+
+OURS: dict[str, Callable[[Pair], Contender]] = {
+    "student step": student_step,
+    "teacher forward": teacher_forward,
+    "ours, logits": lambda pair: ours(pair, LOGITS_ONLY),
+    "ours": lambda pair: ours(pair, DEFAULT),
+    "ours, logits, cached": lambda pair: ours(pair, LOGITS_ONLY, cached=True),
+    "ours, cached": lambda pair: ours(pair, DEFAULT, cached=True),
+}
