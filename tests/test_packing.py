@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from hf_kdmri.cli import app
 from hf_kdmri.hub.card_rules import check_card
+from hf_kdmri.hub.card_text import PLACEHOLDER
 from hf_kdmri.hub.packing import PREDICTIONS, PackError, pack_student
 from hf_kdmri.inference import ImageClassifier
 from tests.hub.run_fixture import make_run
@@ -49,6 +50,14 @@ def test_the_folder_is_a_whole_repository(run: Path, tmp_path: Path):
     sizes = pack_student(run, tmp_path / "packed", "jane/x")
     assert {"README.md", "config.json", "handler.py", "results.json", "onnx/model_int8.onnx"} <= sizes.keys()
     assert "onnx/model.onnx" not in sizes
+    check_card(tmp_path / "packed")
+    assert 'model="jane/x"' in (tmp_path / "packed" / "README.md").read_text()
+
+
+def test_without_a_name_the_card_speaks_of_a_folder(run: Path, tmp_path: Path):
+    pack_student(run, tmp_path / "packed")
+    card = (tmp_path / "packed" / "README.md").read_text()
+    assert f"local-dir:{PLACEHOLDER}" in card and "without/a-name" not in card and "hf-hub:" not in card
     check_card(tmp_path / "packed")
 
 

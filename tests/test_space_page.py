@@ -174,11 +174,11 @@ def test_the_page_asks_nothing_of_other_servers() -> None:
 
 
 @pytest.mark.slow
-def test_a_wheel_carries_the_page_and_all_other_data(tmp_path) -> None:
+def test_a_wheel_carries_page_student_and_all_other_data(tmp_path) -> None:
     if importlib.util.find_spec("setuptools") is None:
         pytest.skip("setuptools is not installed, and building without it would need the network")
     copy = tmp_path / "source"
-    for name in ("hf_kdmri", "dataset_script", "model_cards", "space"):
+    for name in ("hf_kdmri", "dataset_script", "model_cards", "space", "models"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy / name)
@@ -194,6 +194,10 @@ def test_a_wheel_carries_the_page_and_all_other_data(tmp_path) -> None:
     }
     page = {f"hf_kdmri/{path.relative_to(copy).as_posix()}" for path in copy.glob("space/**/*") if path.is_file()}
     assert len(page) > 30
+    student = copy / "models" / "kdmri-student"
+    files = [path.relative_to(student).as_posix() for path in student.rglob("*") if path.is_file()]
+    page |= {f"hf_kdmri/student/{name}" for name in files}
+    assert "hf_kdmri/student/model.safetensors" in page
     assert (data | page) - carried == set()
 
 

@@ -9,13 +9,15 @@ import typer
 
 from hf_kdmri.cli.exits import USAGE, stop
 
-EXAMPLE = "kdmri pack runs/figshare --out models/my-student --name jane/my-student --half"
+EXAMPLE = "kdmri pack runs/figshare --out models/my-student --half"
 
 
 def pack(
     run: Annotated[Path, typer.Argument(help="Run folder of one fold: runs/figshare, runs/folds/fold-0.")],
     out: Annotated[Path, typer.Option(help="Folder to write, or one that was packed before.")],
-    name: Annotated[str, typer.Option(metavar="USER/NAME", help="What the card's snippets call the model.")],
+    name: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="What the card's snippets call the model, if it has a name.")
+    ] = None,
     half: Annotated[
         bool, typer.Option("--half", help="Weights in float16: half the size; refused if predictions change.")
     ] = False,

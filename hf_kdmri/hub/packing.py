@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from hf_kdmri.hub.card_text import PLACEHOLDER
 from hf_kdmri.hub.contents import Content, content_size
 from hf_kdmri.hub.release import plan_release
 from hf_kdmri.hub.samples import FOLDER
@@ -21,6 +22,7 @@ from hf_kdmri.whole_files import write_whole
 WEIGHTS, INT8 = "model.safetensors", "onnx/model_int8.onnx"
 PREDICTIONS = f"{FOLDER}/predictions.json"
 HALF_TOLERANCE = 0.005  # of a probability
+_NO_NAME = "without/a-name"
 
 
 class PackError(RuntimeError):
@@ -28,7 +30,7 @@ class PackError(RuntimeError):
 
 
 def pack_student(
-    run: str | Path, out: str | Path, repo_id: str, *, half: bool = False, dataset_id: str | None = None
+    run: str | Path, out: str | Path, repo_id: str | None = None, *, half: bool = False, dataset_id: str | None = None
 ) -> dict[str, int]:
     """Write a finished run's student as a model repository: weights, card, results, figures, samples, ONNX file.
 
@@ -39,7 +41,7 @@ def pack_student(
     Args:
         run: Run folder of one fold.
         out: Folder to write; replaced if it is there and holds a packed student.
-        repo_id: `user/name` that the card's snippets name.
+        repo_id: `user/name` that the card's snippets name; None leaves the stand-in for a folder there.
         half: Store the weights in float16; they are loaded into float32 as before.
         dataset_id: `user/name` of the data set on the Hub.
 
@@ -57,8 +59,11 @@ def pack_student(
     int8 = run / "student" / INT8
     if int8.is_file() and int8.stat().st_mtime < (run / "student" / WEIGHTS).stat().st_mtime:
         raise PackError(f"{int8} is older than the weights beside it: export it again, or remove it")
-    plan = plan_release(run, repo_id, teacher=False, onnx=not int8.is_file(), dataset_id=dataset_id)
+    plan = plan_release(run, repo_id or _NO_NAME, teacher=False, onnx=not int8.is_file(), dataset_id=dataset_id)
     files = {name: content for name, content in plan.student.files.items() if name != PREDICTIONS}
+    if repo_id is None and isinstance(card := files.get("README.md"), bytes):
+        text = card.decode("utf-8").replace(f"hf-hub:{_NO_NAME}", f"local-dir:{PLACEHOLDER}")
+        files["README.md"] = text.replace(_NO_NAME, PLACEHOLDER).encode()
     if int8.is_file():
         files[INT8] = int8
     new = out.with_name(f"{out.name}.tmp")
