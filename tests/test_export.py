@@ -128,6 +128,14 @@ def test_the_file_says_what_it_is(tmp_path) -> None:
 
 
 @has_onnx
+def test_the_file_does_not_tell_where_it_was_made(student, tmp_path) -> None:
+    """The exporter notes a stack trace on every node."""
+    encoded = export_onnx(student, tmp_path / "s.onnx").read_bytes()
+    for folder in (ROOT, Path(sys.prefix), tmp_path):
+        assert str(folder).encode() not in encoded
+
+
+@has_onnx
 @has_openvino
 def test_a_file_that_computes_something_else_is_not_kept(student, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(checks, "TOLERANCE", -1.0)

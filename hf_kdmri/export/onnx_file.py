@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -12,6 +13,9 @@ from torch import Tensor
 from hf_kdmri.export.checks import check_logits, require
 from hf_kdmri.export.source import INPUT, OUTPUT, LogitsOnly, SourceModel, tracing
 from hf_kdmri.whole_files import whole_file
+
+if TYPE_CHECKING:
+    import onnx
 
 OPSET = 18  # the dynamo exporter's own; onnxruntime and onnxruntime-web both run it
 _EXTRA = ("onnx", "onnxscript", "onnxruntime")
@@ -55,6 +59,7 @@ def export_onnx(model_folder: str | Path, out_file: str | Path, *, images: Seque
         )
     assert program is not None  # it is, with dynamo=True
     proto = program.model_proto
+    _forget_where_it_was_made(proto)
     onnx.helper.set_model_props(proto, source.facts())
     encoded = proto.SerializeToString()
     check_logits(source, _runner(encoded), "onnxruntime", images)
@@ -62,6 +67,18 @@ def export_onnx(model_folder: str | Path, out_file: str | Path, *, images: Seque
     with whole_file(out_file) as stream:
         stream.write(encoded)
     return out_file
+
+
+def _forget_where_it_was_made(proto: onnx.ModelProto) -> None:
+    """Remove the exporter's notes on every node: stack traces, with the folders of the machine that exported."""
+    graph = proto.graph
+    for part in (graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    for function in proto.functions:
+        for part in (function, *function.node):
+            part.doc_string = ""
+            del part.metadata_props[:]
 
 
 def _runner(encoded: bytes) -> Callable[[Tensor], Tensor]:
