@@ -18,7 +18,7 @@ from hf_kdmri.models import TimmClassifier, prepare_pixels
 LABELS = ["meningioma", "glioma", "pituitary"]
 TEMPERATURE = 4.0
 LOGITS_ONLY = LossOptions(geometry_weight=0.0, temperature=TEMPERATURE)
-DEFAULT = LossOptions(temperature=TEMPERATURE)
+GEOMETRY = LossOptions(geometry_weight=1.0, temperature=TEMPERATURE)
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ OURS: dict[str, Callable[[Pair], Contender]] = {
     "student step": student_step,
     "teacher forward": teacher_forward,
     "ours, logits": lambda pair: ours(pair, LOGITS_ONLY),
-    "ours": lambda pair: ours(pair, DEFAULT),
+    "ours, geometry": lambda pair: ours(pair, GEOMETRY),
     "ours, logits, cached": lambda pair: ours(pair, LOGITS_ONLY, cached=True),
-    "ours, cached": lambda pair: ours(pair, DEFAULT, cached=True),
+    "ours, geometry, cached": lambda pair: ours(pair, GEOMETRY, cached=True),
 }

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from against_peers import run_against_peers
-from contenders import DEFAULT, Pair, ours, student_step, teacher_forward
+from contenders import GEOMETRY, Pair, ours, student_step, teacher_forward
 from rich.console import Console
 from rich.table import Table
 from timing import circumstances, seconds, spread
@@ -98,7 +98,7 @@ def build_steps(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         steps[f"student step, {dtype}"] = student_step(pair).step
         steps[f"teacher forward, {dtype}"] = teacher_forward(pair).step
     pair = Pair(arguments)
-    steps["distillation step"] = ours(pair, DEFAULT).step
+    steps["distillation step"] = ours(pair, GEOMETRY).step
     augmentation, index = RandomViews(), torch.arange(arguments.batch_size)
     steps["augmentation"] = lambda: augmentation(pair.views, index, seed=0, epoch=0)
     return steps

@@ -29,12 +29,23 @@ def test_peers_compute_the_same_loss_and_are_timed_beside_ours(tmp_path: Path, m
     quick.main()
     told = json.loads((tmp_path / "peers.json").read_text())
     losses = told["losses"]
-    for name in ("timm.task logits, as documented", "transformers guide, as documented", "ours", "ours, cached"):
+    for name in (
+        "timm.task logits, as documented",
+        "transformers guide, as documented",
+        "ours, geometry",
+        "ours, geometry, cached",
+    ):
         assert losses[name]["relative_difference"] < 1e-4
         assert told["figures"][name]["images_per_second"] > 0
-    assert {"ours / floor", "ours, cached / student", "transformers guide, as documented / ours"} <= told[
-        "ratios"
-    ].keys()
+    wanted = {"ours, geometry / floor", "ours, geometry, cached / student"}
+    assert wanted <= told["ratios"].keys()
+
+
+@pytest.mark.slow
+def test_allocators_change_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["quick.py", "--out", str(tmp_path), "--only", "cpu_memory"])
+    quick.main()
+    assert json.loads((tmp_path / "cpu_memory.json").read_text())["figures"]["keep_memory"]["peak"]["median"] > 0
 
 
 def test_a_failing_benchmark_fails_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_kdmri.data.augmentation import RandomViews
+from hf_kdmri.distillation import LossOptions
 from hf_kdmri.models import prepare_pixels
 from tests.tiny import tiny_model, tiny_trainer
 
@@ -151,6 +152,7 @@ def test_what_runs_in_a_step_is_one_graph(part: str):
     """A break of the graph would raise: it is what `--torch_compile` gains from."""
     torch._dynamo.reset()
     model = tiny_model().train()
+    model.use_loss_options(LossOptions(geometry_weight=1.0))
     views, labels = torch.randint(0, 256, (4, 1, 64, 64), dtype=torch.uint8), torch.tensor([0, 1, 2, 0])
     pixels = torch.randn(4, 3, 32, 32)
     runs = {
