@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -77,9 +78,10 @@ def test_no_file_of_a_run_holds_a_token(tmp_path: Path, monkeypatch: pytest.Monk
     run = RunFolder(tmp_path / "run")
     run.open(parse_options(arguments))
     run.add_launch(describe_environment())
+    from hf_kdmri.hub.provenance import public_command
     from hf_kdmri.training.outcome import run_command
 
-    run.write_metrics({"command": run_command(), "public": run_command(public=True)})
+    run.write_metrics({"command": run_command(), "public": public_command(shlex.split(run_command()))})
     written = [path.read_text() for path in run.path.rglob("*") if path.is_file()]
     assert len(written) == 3
     for text in written:

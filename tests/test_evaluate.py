@@ -156,7 +156,7 @@ def test_nothing_readable_is_an_error_not_a_score(model, scans, tmp_path) -> Non
     result = run("evaluate", model, "--images", scans, "--labels", labels)
     assert result.exit_code == 1
     assert result.stdout == ""
-    assert "nothing to score: 0 of 1 files scored; 100.0% skipped: 1 unreadable" in result.stderr
+    assert "nothing to score: 0 of 1 file scored; 100.0% skipped: 1 unreadable" in result.stderr
 
 
 def test_missing_files_are_listed_like_unreadable_ones(model, scans, tmp_path) -> None:
@@ -173,7 +173,7 @@ def test_missing_files_are_listed_like_unreadable_ones(model, scans, tmp_path) -
     assert "deep/q.PNG: is missing" in result.stderr and "broken.png: cannot be read" in result.stderr
     none = run("evaluate", model, "--images", scans / "deep", "--labels", write_labels(labels, rows[0], rows[1]))
     assert none.exit_code == 1 and none.stdout == ""
-    assert "nothing to score: 0 of 1 files scored; 100.0% skipped: 1 missing" in none.stderr
+    assert "nothing to score: 0 of 1 file scored; 100.0% skipped: 1 missing" in none.stderr
 
 
 def test_patients_can_be_left_out_and_links_followed(model, scans, tmp_path) -> None:

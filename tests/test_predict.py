@@ -222,7 +222,7 @@ def test_ten_thousand_files_take_no_more_memory_than_a_thousand(model, scans, tm
                 memory[line] = int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1])
         told = process.stderr.read()
     assert process.returncode == 1 and line == 10_000
-    assert told.startswith("kdmri: 1 of 10001 files could not be classified") and "3/broken.png" in told
+    assert told.startswith("kdmri: 1 of 10,001 files could not be classified") and "3/broken.png" in told
     print("KiB after 1,000 and 9,000 files:", memory)
     assert memory[9_000] - memory[1_000] < 30_000, memory
 

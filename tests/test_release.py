@@ -17,6 +17,7 @@ from hf_kdmri.cli import app
 from hf_kdmri.data.mat_file import LABEL_NAMES
 from hf_kdmri.hub import PublishError, hub_errors, plan_release, push_release
 from hf_kdmri.hub.card_rules import check_card
+from hf_kdmri.hub.samples import write_samples
 from tests.hub import Fault, refuse, serve_hub
 from tests.hub.client import use_hub
 from tests.hub.run_fixture import make_run
@@ -274,6 +275,7 @@ def test_runs_that_cannot_be_pushed_say_why(run, hub):
 
 
 def test_a_model_folder_is_pushed_as_it_is(run, hub):
+    write_samples(run / "student", list(LABEL_NAMES))  # which a training run does
     result = kdmri("push", run / "student", "--to", "jane/x", "--private")
     assert result.exit_code == 0, result.output
     assert list(hub.repositories) == [("model", "jane/x")] and hub.model("jane/x").private

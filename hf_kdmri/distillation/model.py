@@ -59,7 +59,7 @@ class DistillationModel(nn.Module):
         >>> model = DistillationModel(student, teacher).train()
         >>> views = torch.randint(0, 256, (2, 1, 96, 96), dtype=torch.uint8)
         >>> sorted(model(views, labels=torch.tensor([0, 1])).terms)
-        ['ce', 'geometry', 'logit']
+        ['ce', 'logit']
     """
 
     accepts_loss_kwargs = False  # every term is a mean over the batch; Trainer must divide by the accumulation steps

@@ -248,6 +248,7 @@ class StudentForImageClassification(TimmClassifier):
     """The small model that is trained and published.
 
     Example:
+        >>> import torch
         >>> student = StudentForImageClassification.from_timm("test_vit", labels=["a", "b"], image_size=64)
         >>> student(torch.zeros(1, 3, 64, 64)).logits.shape
         torch.Size([1, 2])
