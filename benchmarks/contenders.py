@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from networks import LABELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,7 +16,6 @@ from hf_kdmri import DistillationModel, StudentForImageClassification, TeacherFo
 from hf_kdmri.distillation import LossOptions, kd_loss
 from hf_kdmri.models import TimmClassifier, prepare_pixels
 
-LABELS = ["meningioma", "glioma", "pituitary"]
 TEMPERATURE = 4.0
 LOGITS_ONLY = LossOptions(geometry_weight=0.0, temperature=TEMPERATURE)
 GEOMETRY = LossOptions(geometry_weight=1.0, temperature=TEMPERATURE)

@@ -31,6 +31,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from networks import LABELS, untrained_pair
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -43,13 +44,9 @@ from hf_kdmri import (
     DistillationModel,
     DistillationTrainer,
     DistillationTrainingArguments,
-    StudentForImageClassification,
-    TeacherForImageClassification,
 )
 from hf_kdmri.data.augmentation import RandomViews
 from hf_kdmri.data.views import ViewDataset, collate_views, prepare_views
-
-LABELS = ["meningioma", "glioma", "pituitary"]
 
 
 def main() -> None:
@@ -58,7 +55,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         views = make_views(arguments, Path(folder))
-        model = build_model(arguments)
+        model = untrained_pair(arguments, teacher_dtype=getattr(torch, arguments.teacher_dtype), channels_last=True)
         loaders = {
             (workers, prefetch): make_loader(views, model, arguments, workers, prefetch, folder)
             for workers in arguments.workers
@@ -109,18 +106,6 @@ def make_views(arguments: argparse.Namespace, folder: Path) -> ViewDataset:
     datasets.disable_progress_bars()
     split = datasets.Dataset.from_generator(rows, features=features, cache_dir=str(folder))
     return prepare_views(split, arguments.image_size)
-
-
-def build_model(arguments: argparse.Namespace) -> DistillationModel:
-    """Teacher and student, untrained."""
-    torch.manual_seed(0)
-    build = dict(labels=LABELS, image_size=arguments.image_size)
-    return DistillationModel(
-        StudentForImageClassification.from_timm(arguments.student, **build),
-        TeacherForImageClassification.from_timm(arguments.teacher, **build),
-        teacher_dtype=getattr(torch, arguments.teacher_dtype),
-        channels_last=True,
-    ).train()
 
 
 def make_loader(

@@ -34,14 +34,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from networks import LABELS, untrained_pair
 from rich.console import Console
 from rich.table import Table
 from timing import circumstances, spread
 from torch import distributed
 
-from hf_kdmri import DistillationModel, StudentForImageClassification, TeacherForImageClassification
+from hf_kdmri import StudentForImageClassification
 
-LABELS = ["meningioma", "glioma", "pituitary"]
 GPUS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -190,13 +190,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def _one_of_two(rank: int, folder: str, arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    build = dict(labels=LABELS, image_size=arguments.image_size)
-    model = DistillationModel(
-        StudentForImageClassification.from_timm(arguments.student, **build),
-        TeacherForImageClassification.from_timm(arguments.teacher, **build),
-        channels_last=True,
-    ).train()
+    model = untrained_pair(arguments, channels_last=True)
     wrapped = torch.nn.parallel.DistributedDataParallel(model)
     optimiser = torch.optim.AdamW(model.student.parameters(), lr=1e-4)
     batch = arguments.batch_size or 32

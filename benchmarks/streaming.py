@@ -24,6 +24,7 @@ import datasets
 import numpy as np
 import psutil
 import torch
+from networks import LABELS, untrained_pair
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -31,17 +32,12 @@ from timing import circumstances
 from transformers import TrainerCallback
 
 from hf_kdmri import (
-    DistillationModel,
     DistillationTrainer,
     DistillationTrainingArguments,
-    StudentForImageClassification,
-    TeacherForImageClassification,
 )
 from hf_kdmri.data.augmentation import RandomViews
 from hf_kdmri.data.streams import StreamedViews
 from hf_kdmri.data.views import collate_views
-
-LABELS = ["meningioma", "glioma", "pituitary"]
 
 
 def main() -> None:
@@ -102,7 +98,6 @@ def memory_mib() -> float:
 
 def train(arguments: argparse.Namespace) -> tuple[list[tuple[float, float, float]], float]:
     """Run the stream once; also return when training began."""
-    torch.manual_seed(0)
     shards = [range(first, arguments.slices, arguments.shards) for first in range(arguments.shards)]
     stream = datasets.IterableDataset.from_generator(
         slices,
@@ -111,11 +106,7 @@ def train(arguments: argparse.Namespace) -> tuple[list[tuple[float, float, float
         ),
         gen_kwargs={"numbers": shards, "size": arguments.image_size},
     )
-    build = dict(labels=LABELS, image_size=arguments.image_size)
-    model = DistillationModel(
-        StudentForImageClassification.from_timm(arguments.student, **build),
-        TeacherForImageClassification.from_timm(arguments.teacher, **build),
-    )
+    model = untrained_pair(arguments)
     memory = MemorySamples()
     with tempfile.TemporaryDirectory() as folder:
         trainer = DistillationTrainer(

@@ -13,9 +13,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hf_kdmri.hub.provenance import public_command
+from hf_kdmri.training.reporting import config_of
+from hf_kdmri.training.run_folder import RunFolder
 
 FILE = Path(__file__).with_name("runs.json")
 # Of a configuration, what is not the same in all runs; the rest is in the configuration that the command names.
@@ -34,39 +34,42 @@ def main() -> None:
         parser.error(f"{len(arguments.runs)} runs, but {len(arguments.name)} names")
     rows = {row["name"]: row for row in json.loads(FILE.read_text(encoding="utf-8"))} if FILE.is_file() else {}
     for run, name in zip(arguments.runs, arguments.name, strict=True):
-        rows[name] = {"name": name, **read_run(run), **({"note": arguments.note} if arguments.note else {})}
+        rows[name] = {"name": name, **read_run(RunFolder(run)), **({"note": arguments.note} if arguments.note else {})}
     text = json.dumps([rows[name] for name in sorted(rows)], indent=1, ensure_ascii=False)
     FILE.write_text(text + "\n", encoding="utf-8")
     print(f"{len(rows)} runs in {FILE}")
 
 
-def read_run(run: Path) -> dict[str, Any]:
+def read_run(run: RunFolder) -> dict[str, Any]:
     """One row.
 
     Returns:
         The options that vary; the command, the code's commit and the machine; by stage, seconds, epochs and the last
         epoch's scores on validation; and, of a finished run, each model's scores on test.
     """
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))["launches"][-1]
-    stages: dict[str, dict[str, Any]] = {}
-    for line in (run / "history.jsonl").read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        if "eval_accuracy" in entry:
-            stages[entry["stage"]] = {
-                "epochs": entry["epoch"],
-                "validation_accuracy": entry["eval_accuracy"],
-                "validation_macro_f1": entry["eval_macro_f1"],
-                "seconds": entry["seconds"],
-            }
-    row = {"options": {name: config[name] for name in _TOLD if config.get(name) is not None}}
-    row |= {"command": public_command(environment["command"]), "code": environment["code"]}
-    row["stages"] = stages
-    metrics = run / "metrics.json"
-    if metrics.is_file():
-        models = json.loads(metrics.read_text(encoding="utf-8"))["models"]
+    environment, metrics = run.read_environment(), run.read_metrics()
+    if environment is None:
+        raise SystemExit(f"{run.path} has no environment.json: it is no run, or one of an older version")
+    launch, config = environment["launches"][-1], config_of(run)
+    stages = {
+        entry["stage"]: {
+            "epochs": entry["epoch"],
+            "validation_accuracy": entry["eval_accuracy"],
+            "validation_macro_f1": entry["eval_macro_f1"],
+            "seconds": entry["seconds"],
+        }
+        for entry in run.read_history()
+        if "eval_accuracy" in entry
+    }
+    row = {
+        "options": {name: config[name] for name in _TOLD if config.get(name) is not None},
+        "command": public_command(launch["command"]),
+        "code": launch["code"],
+        "stages": stages,
+    }
+    if metrics is not None:
         scores = ("accuracy", "macro_f1", "patient_accuracy")
-        row["test"] = {stage: {score: model[score] for score in scores} for stage, model in models.items()}
+        row["test"] = {stage: {s: model[s] for s in scores} for stage, model in metrics["models"].items()}
     return row
 
 

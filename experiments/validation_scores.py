@@ -29,8 +29,8 @@ from hf_kdmri import StudentForImageClassification
 from hf_kdmri.data.appearance import RandomAppearance
 from hf_kdmri.data.loading import load_slices
 from hf_kdmri.data.views import prepare_views
+from hf_kdmri.evaluation.robustness.accuracy import predict_classes
 from hf_kdmri.evaluation.robustness.corruptions import SEVERITIES, corrupt
-from hf_kdmri.models import prepare_pixels
 
 OTHER_LOOK = RandomAppearance(
     tone=0.8, sequence=0.2, shading=0.4, sharpness=0.5, coarse=0.5, noise=0.3, marks=0.3, jpeg=0.8
@@ -65,7 +65,6 @@ def main() -> None:
 FIGURES = ("accuracy", "balanced", "corrupted", "cropped", "cropped, other look")
 
 
-@torch.inference_mode()
 def scores(folder: Path, views) -> dict[str, float]:
     """Accuracy and balanced accuracies of one model, fractions."""
     model = StudentForImageClassification.from_pretrained(folder).eval()
@@ -73,9 +72,7 @@ def scores(folder: Path, views) -> dict[str, float]:
     index = torch.arange(len(views))
 
     def predict(images: Tensor) -> np.ndarray:
-        kind = dict(image_size=model.image_size, mean=model.pixel_mean, std=model.pixel_std)
-        batches = [model(prepare_pixels(batch, **kind)).logits.argmax(1) for batch in images.split(32)]
-        return torch.cat(batches).numpy()
+        return np.concatenate([predict_classes(model, batch) for batch in images.split(32)])
 
     def balanced(images: Tensor) -> float:
         return float(balanced_accuracy_score(views.labels, predict(images)))

@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 
 PATIENCE = 5  # seconds for the Hub's first answer, unless HF_HUB_ETAG_TIMEOUT says otherwise
 _CONFIG = "config.json"
+_found: set[tuple[str, str]] = set()  # endpoint and name; whoever loads a model asks again what its command asked
 
 
 def check_model_name(model: str | Path) -> None:
@@ -39,7 +40,7 @@ def check_model_name(model: str | Path) -> None:
     hub = f"{tried} ({constants.ENDPOINT})"
     try:
         cached = isinstance(try_to_load_from_cache(name, _CONFIG), str)
-        if cached:
+        if cached or (constants.ENDPOINT, name) in _found:
             return
         if constants.HF_HUB_OFFLINE:
             raise ValueError(
@@ -47,6 +48,7 @@ def check_model_name(model: str | Path) -> None:
                 "unset it"
             )
         get_hf_file_metadata(hf_hub_url(name, _CONFIG), timeout=_patience())
+        _found.add((constants.ENDPOINT, name))
     except HFValidationError as error:
         raise ValueError(f"{tried} allows no such name (user/name): {error}") from error
     except GatedRepoError as error:

@@ -1,12 +1,26 @@
-"""The student that comes with this package, in the checkout and in the wheel."""
+"""What comes with this package beside its code: at the top of a checkout, inside the package in a wheel."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 NAME = "kdmri-student"
-_PACKAGE = Path(__file__).resolve().parent
-_PLACES = (_PACKAGE / "student", _PACKAGE.parent / "models" / NAME)  # of a wheel, of a checkout
+
+
+def shipped_folder(in_wheel: str, in_checkout: str, file: str) -> Path | None:
+    """Find a folder that setup.py puts inside the package.
+
+    Args:
+        in_wheel: Its name in the package.
+        in_checkout: Its path in the repository.
+        file: Which it must hold.
+
+    Returns:
+        The folder, or None if this installation was made without it.
+    """
+    package = Path(__file__).resolve().parent
+    places = (package / in_wheel, package.parent / in_checkout)
+    return next((place for place in places if (place / file).is_file()), None)
 
 
 def shipped_student() -> Path:
@@ -15,7 +29,7 @@ def shipped_student() -> Path:
     Raises:
         FileNotFoundError: This installation was made without it.
     """
-    for place in _PLACES:
-        if (place / "config.json").is_file():
-            return place
-    raise FileNotFoundError("this installation came without a student; name a model with --model")
+    folder = shipped_folder("student", f"models/{NAME}", "config.json")
+    if folder is None:
+        raise FileNotFoundError("this installation came without a student; name a model with --model")
+    return folder

@@ -35,6 +35,7 @@ def test_what_is_there_passes_with_one_question(hub, tmp_path) -> None:
     api.upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id="jane/x")
     hub.requests.clear()
     check_model_name("jane/x")
+    check_model_name("jane/x")  # as a command and the class that loads the model do
     assert hub.requests == ["HEAD /jane/x/resolve/main/config.json 200"]
     api.hf_hub_download("jane/x", "config.json", cache_dir=constants.HF_HUB_CACHE)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -86,6 +87,20 @@ def test_weights_that_float16_cannot_hold_are_refused_and_nothing_is_written(run
     with pytest.raises(PackError, match="float16"):
         pack_student(run, tmp_path / "packed", "jane/x", half=True)
     assert not (tmp_path / "packed").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_without_sample_pictures_float16_cannot_be_checked_and_is_refused(run: Path, tmp_path: Path, monkeypatch):
+    """A model of other classes than phantoms have gets none."""
+    monkeypatch.setattr("hf_kdmri.hub.run_files.write_samples", lambda *_: [])
+    for picture in (run / "student").glob("samples/*.png"):
+        picture.unlink()
+    card = run / "student" / "README.md"
+    card.write_text(re.sub(r"widget:\n(?:- src: .*\n  example_title: .*\n)+", "", card.read_text()))
+    with pytest.raises(PackError, match="no sample pictures"):
+        pack_student(run, tmp_path / "packed", half=True)
+    pack_student(run, tmp_path / "packed")
+    assert json.loads((tmp_path / "packed" / PREDICTIONS).read_text()) == {}
 
 
 def test_an_int8_file_of_other_weights_is_refused(run: Path, tmp_path: Path):

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from hf_kdmri.cli import app
 from hf_kdmri.data.mat_file import LABEL_NAMES
 from hf_kdmri.hub.card_rules import check_card
+from hf_kdmri.hub.endpoint_handler import HANDLER
 from hf_kdmri.hub.packing import PREDICTIONS
 from hf_kdmri.shipped import shipped_student
 
@@ -55,6 +56,11 @@ def test_it_is_small_and_whole():
     model = AutoModelForImageClassification.from_pretrained(FOLDER)
     assert model.num_parameters() <= 2_500_000
     check_card(FOLDER)
+
+
+def test_its_handler_is_the_one_that_a_push_sends():
+    """A copy, since the folder is a repository of its own; pack it again when the handler changes."""
+    assert (FOLDER / "handler.py").read_bytes() == HANDLER.read_bytes()
 
 
 def test_its_card_says_what_it_is_and_on_what_it_was_trained():

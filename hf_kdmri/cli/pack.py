@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hf_kdmri.cli.exits import USAGE, stop
+from hf_kdmri.cli.exits import USAGE, stop, tell
+from hf_kdmri.cli.push import list_files
 
 EXAMPLE = "kdmri pack runs/figshare --out models/my-student --half"
 
@@ -30,13 +31,11 @@ def pack(
     from hf_kdmri.hub.hub_errors import PublishError
     from hf_kdmri.hub.packing import PackError, pack_student
 
-    typer.echo(f"Packing {run / 'student'} …", err=True)
+    tell(f"packing {run / 'student'} into {out} …")
     try:
         sizes = pack_student(run, out, name, half=half, dataset_id=dataset)
     except (PublishError, PackError) as error:
         stop(error)
     except (OSError, ValueError) as error:
         stop(error, USAGE)
-    for file, size in sizes.items():
-        typer.echo(f"{size:>14,}  {file}")
-    typer.echo(f"{sum(sizes.values()):>14,}  bytes in {len(sizes)} files of {out}")
+    list_files(str(out), list(sizes.items()))

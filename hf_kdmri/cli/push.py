@@ -47,7 +47,7 @@ def push(
             push = push_folder(
                 find_model_folder(folder), to, private=private, dry_run=dry_run, tag=tag, timeout=timeout
             )
-            _list(push.repo_id, push.files)
+            list_files(push.repo_id, push.files)
             typer.echo(_CARD if any(name == "README.md" for name, _ in push.files) else _NO_CARD)
             _tell(push.repo_id, push.url, push.sent)
             return
@@ -55,7 +55,7 @@ def push(
             check_login(f"push to {to}")  # before the export
         release = plan_release(folder, to, teacher=teacher, onnx=onnx, dataset_id=dataset)
         for plan in release.repositories:
-            _list(plan.repo_id, plan.sizes)
+            list_files(plan.repo_id, plan.sizes)
         if "README.md" in release.student.files:
             typer.echo(_CARD)
         for note in release.notes:
@@ -77,8 +77,9 @@ def push(
         stop(error, USAGE)
 
 
-def _list(repo_id: str, files: Sequence[tuple[str, int]]) -> None:
-    typer.echo(f"{repo_id}:")
+def list_files(where: str, files: Sequence[tuple[str, int]]) -> None:
+    """Print a repository's or folder's files with their sizes in bytes, and the sum."""
+    typer.echo(f"{where}:")
     for name, size in files:
         typer.echo(f"{size:>14,}  {name}")
     typer.echo(f"{sum(size for _, size in files):>14,}  bytes in {counted(len(files), 'file')}")

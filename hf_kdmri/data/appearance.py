@@ -17,10 +17,10 @@ _KNOTS = 6  # of a tone curve, its ends included
 _LEVELS = 4  # of blur and of coarseness: one kernel or size per level, so that a batch needs few calls
 
 
-def image_keys(seed: int, epoch: int | Tensor, index: Tensor | np.ndarray) -> list[tuple[int, int, int]]:
+def image_keys(seed: int, epoch: int | Tensor | np.ndarray, index: Tensor | np.ndarray) -> list[tuple[int, int, int]]:
     """What an image's random numbers follow from: (seed, epoch, index) of each image of a batch."""
     rows = index.tolist()
-    epochs = epoch.tolist() if isinstance(epoch, Tensor) else [epoch] * len(rows)
+    epochs = [epoch] * len(rows) if isinstance(epoch, int) else epoch.tolist()
     return [(seed, number, row) for number, row in zip(epochs, rows, strict=True)]
 
 
@@ -67,7 +67,9 @@ class RandomAppearance:
     jpeg: float = 0.35
     worst_quality: int = 15
 
-    def __call__(self, views: Tensor, index: Tensor | np.ndarray, *, seed: int, epoch: int | Tensor) -> Tensor:
+    def __call__(
+        self, views: Tensor, index: Tensor | np.ndarray, *, seed: int, epoch: int | Tensor | np.ndarray
+    ) -> Tensor:
         """Draw and apply one appearance per image.
 
         Args:
@@ -81,6 +83,15 @@ class RandomAppearance:
         """
         random = [np.random.default_rng((*key, _STREAM)) for key in image_keys(seed, epoch, index)]
         draws = np.stack([one.random(32) for one in random])
+        rows = np.flatnonzero(draws[:, 24] < self.applied)
+        if not len(rows):
+            return views
+        where = torch.from_numpy(rows).to(views.device)
+        out = views.clone()
+        out[where] = self._changed(views[where], draws[rows], [random[row] for row in rows])
+        return out
+
+    def _changed(self, views: Tensor, draws: np.ndarray, random: list[np.random.Generator]) -> Tensor:
         images = views.float() / 255
         images = self._tone(images, draws[:, :10])
         images = self._shade(images, draws[:, 10:14])
@@ -89,9 +100,7 @@ class RandomAppearance:
         images = self._noise(images, draws[:, 18:20], random)
         images = self._mark(images, draws[:, 20:22], random)
         out = (images.clamp(0, 1) * 255).round().to(torch.uint8)
-        out = self._compress(out, draws[:, 22:24])
-        changed = torch.from_numpy(draws[:, 24] < self.applied).to(views.device)
-        return torch.where(changed.view(-1, 1, 1, 1), out, views)
+        return self._compress(out, draws[:, 22:24])
 
     def _tone(self, images: Tensor, draws: np.ndarray) -> Tensor:
         knots = np.linspace(0, 1, _KNOTS)

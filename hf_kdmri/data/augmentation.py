@@ -47,12 +47,20 @@ class RandomViews:
     aspect: float = 0.0
     appearance: RandomAppearance | None = None
 
-    def __call__(self, views: Tensor, index: Tensor | np.ndarray, *, seed: int, epoch: int | Tensor) -> Tensor:
+    def __call__(
+        self, views: Tensor, index: Tensor | np.ndarray, *, seed: int, epoch: int | Tensor | np.ndarray
+    ) -> Tensor:
         """Draw and apply one view per image: `with_masks` for images that have none."""
         return self.with_masks(views, None, index, seed=seed, epoch=epoch)[0]
 
     def with_masks(
-        self, views: Tensor, masks: Tensor | None, index: Tensor | np.ndarray, *, seed: int, epoch: int | Tensor
+        self,
+        views: Tensor,
+        masks: Tensor | None,
+        index: Tensor | np.ndarray,
+        *,
+        seed: int,
+        epoch: int | Tensor | np.ndarray,
     ) -> tuple[Tensor, Tensor | None]:
         """Draw and apply one view per image, and move its mask along.
 

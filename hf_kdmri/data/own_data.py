@@ -25,7 +25,7 @@ from hf_kdmri.data.pictures import PictureError, decode_picture, is_grey, is_wid
 from hf_kdmri.data.splits import SPLITS, check_fold, split_by_group
 from hf_kdmri.wording import counted
 
-READERS = ("imagefolder", "parquet", "arrow", "webdataset", "csv", "json")
+_READERS = ("imagefolder", "parquet", "arrow", "webdataset", "csv", "json")
 
 
 @dataclass(frozen=True)
@@ -195,19 +195,39 @@ def load_own_data(
     )
 
 
-def _load(name: str, config_name: str | None, cache_dir: str | Path | None) -> datasets.DatasetDict:
-    if name in READERS:
+def open_set(name: str, config_name: str | None, cache_dir: str | Path | None, *, streaming: bool = False) -> Any:
+    """`datasets.load_dataset`, with its errors in this project's words.
+
+    Args:
+        name: Hub name or folder.
+        config_name: of the set, where it has several.
+        cache_dir: default is that of `datasets`.
+        streaming: open its splits without reading them.
+
+    Returns:
+        The splits by name.
+
+    Raises:
+        OwnDataError: there is no such set, or it cannot be read.
+    """
+    if name in _READERS:
         raise OwnDataError(
             f"{name!r} is a reader of the datasets library, not a set; give the folder, it is recognised"
         )
     try:
-        raw = datasets.load_dataset(name, config_name, cache_dir=None if cache_dir is None else str(cache_dir))
+        return datasets.load_dataset(
+            name, config_name, cache_dir=None if cache_dir is None else str(cache_dir), streaming=streaming
+        )
     except (OSError, ValueError, RuntimeError, DatasetBuildError) as error:
         hint = "" if Path(name).exists() else " (there is no folder of that name, so it was taken for a Hub name)"
         if "Config name is missing" in str(error):
             hint = "; choose with --dataset_config_name"
         reason = error.__cause__ if isinstance(error, DatasetBuildError) and error.__cause__ else error
         raise OwnDataError(f"cannot load the data set {name!r}{hint}: {reason}") from error
+
+
+def _load(name: str, config_name: str | None, cache_dir: str | Path | None) -> datasets.DatasetDict:
+    raw = open_set(name, config_name, cache_dir)
     if not raw or not any(len(split) for split in raw.values()):
         raise OwnDataError(f"the data set {name!r} holds no images")
     return raw

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets.exceptions import DatasetBuildError
 
 from hf_kdmri.data.own_columns import OwnDataError, check_columns
-from hf_kdmri.data.own_data import READERS, OwnData
+from hf_kdmri.data.own_data import OwnData, open_set
 from hf_kdmri.data.own_splits import with_roles
 from hf_kdmri.data.pictures import is_grey
 
@@ -46,17 +45,9 @@ def open_own_stream(
     Raises:
         OwnDataError: the set has no split of one of the three names, or columns whose types a stream cannot find out.
     """
-    if name in READERS:
-        raise OwnDataError(f"{name!r} is a reader of the datasets library, not a set; give the folder")
     path = Path(name).expanduser().resolve()
     folder = path if path.exists() else None
-    try:
-        raw = datasets.load_dataset(
-            name if folder is None else str(folder), config_name, streaming=True, cache_dir=cache_dir and str(cache_dir)
-        )
-    except (OSError, ValueError, RuntimeError, DatasetBuildError) as error:
-        hint = "" if folder else " (there is no folder of that name, so it was taken for a Hub name)"
-        raise OwnDataError(f"cannot open the data set {name!r}{hint}: {error}") from error
+    raw = open_set(name if folder is None else str(folder), config_name, cache_dir, streaming=True)
     notes = ["the training split was streamed: its images were neither counted nor compared with the test images"]
     parts = with_roles(dict(raw), notes)
     if missing := [split for split in ("train", *_HELD) if split not in parts]:

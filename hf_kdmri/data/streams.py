@@ -79,8 +79,8 @@ class StreamedViews(IterableDataset):
                 "save the set in more files"
             )
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield batches: `pixel_values` (B, C, S, S) uint8, `labels`, `index` and `epoch` (the pass), (B,) int64.
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield batches: `pixel_values` (B, C, S, S) uint8, `labels` (B,), and arrays (B,) `index`, `epoch` (the pass).
 
         Raises:
             PictureError: an image cannot be read; the message names it.
@@ -113,7 +113,7 @@ class StreamedViews(IterableDataset):
                     "save the set in files of about equal size, or use fewer processes and workers"
                 )
 
-    def _decoded(self, rows: list[tuple[int, dict[str, Any]]]) -> dict[str, torch.Tensor]:
+    def _decoded(self, rows: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
         mode = "L" if self.grey else "RGB"
         views, index, labels = [], [], []
         for _, row in rows:
@@ -125,8 +125,9 @@ class StreamedViews(IterableDataset):
         return {
             "pixel_values": torch.from_numpy(np.stack(views)),
             "labels": torch.tensor(labels),
-            "index": torch.tensor(index),
-            "epoch": torch.tensor([number for number, _ in rows]),
+            # no tensors: they are of use on the host only, and would leave it
+            "index": np.array(index, dtype=np.int64),
+            "epoch": np.array([number for number, _ in rows], dtype=np.int64),
         }
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hf_kdmri.models.preprocessing import per_channel
+
 
 def lesion_weights(
     mask: Tensor, *, inside: float = 1.0, border: float = 1.0, outside: float = 1.0, border_width: int = 4
@@ -53,8 +55,7 @@ def lesion_weights(
     shrunk = -F.max_pool2d(-tumour, size, stride=1, padding=border_width)
     regions = torch.cat([shrunk, grown - shrunk, 1 - grown], dim=1)
     counts = regions.sum((2, 3), keepdim=True)
-    given = torch.cat([counts.new_full((1, 1, 1, 1), share) for share in (inside, border, outside)], dim=1)
-    shares = given * (counts > 0)
+    shares = per_channel((inside, border, outside), counts) * (counts > 0)
     # A slice that is all tumour has no outside; with the other shares at 0 nothing is left to weigh it by.
     shares = shares / shares.sum(1, keepdim=True).clamp_min(1e-12)
     return (regions * shares / counts.clamp_min(1)).sum(1, keepdim=True) * mask[0, 0].numel()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hf_kdmri.hub.card_text import PLACEHOLDER
-from hf_kdmri.hub.contents import Content, content_size
+from hf_kdmri.hub.contents import Content
 from hf_kdmri.hub.release import plan_release
 from hf_kdmri.hub.samples import FOLDER
 from hf_kdmri.inference import ImageClassifier
@@ -51,7 +53,7 @@ def pack_student(
     Raises:
         FileNotFoundError: The run is not finished or has several folds.
         PackError: `out` holds something else, the int8 file is older than the weights, or float16 moves a probability
-            by more than `HALF_TOLERANCE`.
+            by more than `HALF_TOLERANCE` or cannot be checked for want of sample pictures.
     """
     run, out = Path(run), Path(out)
     if out.exists() and any(out.iterdir()) and not (out / PREDICTIONS).is_file():
@@ -66,26 +68,19 @@ def pack_student(
         files["README.md"] = text.replace(_NO_NAME, PLACEHOLDER).encode()
     if int8.is_file():
         files[INT8] = int8
-    new = out.with_name(f"{out.name}.tmp")
-    shutil.rmtree(new, ignore_errors=True)
-    _write(files, new)
-    pictures = sorted((new / FOLDER).glob("*.png"))
-    probabilities = _probabilities(new, pictures)
-    if half:
-        _halve(new / WEIGHTS)
-        halved = _probabilities(new, pictures)
-        moved = max(abs(a - b) for name in halved for a, b in zip(halved[name], probabilities[name], strict=True))
-        if moved > HALF_TOLERANCE:
-            shutil.rmtree(new)
-            raise PackError(
-                f"float16 moves a probability of the sample pictures by {moved:.3f}, more than {HALF_TOLERANCE}: pack "
-                "without --half"
-            )
-        probabilities = halved
-    write_whole(new / PREDICTIONS, json.dumps(probabilities, indent=2) + "\n")
-    if out.exists():
-        shutil.rmtree(out)
-    new.rename(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as temporary:
+        new = Path(temporary) / "packed"
+        _write(files, new)
+        probabilities = _probabilities(new)
+        if half:
+            _halve(new / WEIGHTS)
+            probabilities = _checked_halves(probabilities, _probabilities(new))
+        (new / FOLDER).mkdir(exist_ok=True)
+        write_whole(new / PREDICTIONS, json.dumps(probabilities, indent=2) + "\n")
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(new, out)
     return {path.relative_to(out).as_posix(): path.stat().st_size for path in sorted(out.rglob("*")) if path.is_file()}
 
 
@@ -97,11 +92,25 @@ def _write(files: Mapping[str, Content], folder: Path) -> None:
             path.write_bytes(content)
         else:
             shutil.copyfile(content, path)
-        assert path.stat().st_size == content_size(content)
 
 
-def _probabilities(folder: Path, pictures: list[Path]) -> dict[str, list[float]]:
-    """What the model of `folder` says of each picture, by file name."""
+def _checked_halves(before: dict[str, list[float]], after: dict[str, list[float]]) -> dict[str, list[float]]:
+    if not before:
+        raise PackError("there are no sample pictures to see on what float16 changes: pack without --half")
+    moved = max(abs(a - b) for name in before for a, b in zip(after[name], before[name], strict=True))
+    if moved > HALF_TOLERANCE:
+        raise PackError(
+            f"float16 moves a probability of the sample pictures by {moved:.3f}, more than {HALF_TOLERANCE}: pack "
+            "without --half"
+        )
+    return after
+
+
+def _probabilities(folder: Path) -> dict[str, list[float]]:
+    """What the model of a folder says of each of its sample pictures, by file name."""
+    pictures = sorted((folder / FOLDER).glob("*.png"))
+    if not pictures:  # a model of other classes than phantoms have
+        return {}
     classifier = ImageClassifier(str(folder))
     rows = classifier.probabilities([Image.open(path).convert("RGB") for path in pictures])
     return {path.name: [round(float(value), 4) for value in row] for path, row in zip(pictures, rows, strict=True)}

@@ -15,6 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from hf_kdmri.hub_names import check_model_name
 from hf_kdmri.inference import TEMPERATURE_KEY
+from hf_kdmri.shipped import shipped_folder
 from hf_kdmri.whole_files import sha256_of, sync_folder
 
 SCHEMA = "hf_kdmri/space-model/1"
@@ -32,11 +33,11 @@ def page_folder() -> Path:
     Raises:
         FileNotFoundError: Neither is there.
     """
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "space", package.parent / "space"):
-        if (folder / "index.html").is_file():
-            return folder
-    raise FileNotFoundError(f"{package / 'space'} is missing; install hf_kdmri again, its wheel carries the page")
+    folder = shipped_folder("space", "space", "index.html")
+    if folder is None:
+        missing = Path(__file__).resolve().parents[1] / "space"
+        raise FileNotFoundError(f"{missing} is missing; install hf_kdmri again, its wheel carries the page")
+    return folder
 
 
 def write_space(

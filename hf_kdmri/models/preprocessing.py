@@ -42,15 +42,15 @@ def prepare_pixels(
         raise ValueError(f"expected pixel values of shape (B, 1 or 3, H, W), got {tuple(view.shape)}")
     if view.dtype == torch.uint8:
         pixels = view.float() / 255
-        offset, scale = _per_channel(mean, pixels), _per_channel(std, pixels)
+        offset, scale = per_channel(mean, pixels), per_channel(std, pixels)
     else:
         if source_mean is None or source_std is None:
             raise ValueError("a floating-point view needs source_mean and source_std; or pass raw uint8 intensities")
         pixels = view.float()
         # ((x·s + m) − mean) / std, folded so that equal normalisations give back the very same numbers
-        source_offset, source_scale = _per_channel(source_mean, pixels), _per_channel(source_std, pixels)
-        offset = (_per_channel(mean, pixels) - source_offset) / source_scale
-        scale = _per_channel(std, pixels) / source_scale
+        source_offset, source_scale = per_channel(source_mean, pixels), per_channel(source_std, pixels)
+        offset = (per_channel(mean, pixels) - source_offset) / source_scale
+        scale = per_channel(std, pixels) / source_scale
     if view.shape[-2:] != (image_size, image_size):
         pixels = F.interpolate(pixels, size=(image_size, image_size), mode="bicubic", antialias=True)
         if view.dtype == torch.uint8:
@@ -58,6 +58,9 @@ def prepare_pixels(
     return (pixels - offset) / scale
 
 
-def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
-    # Filled where it is needed: a copy from the host would make every step wait for the device.
+def per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    """One number for each channel, (1, C, 1, 1), of the dtype and on the device of another tensor.
+
+    They are filled in there: a copy from the host would make every step wait for the device.
+    """
     return torch.cat([like.new_full((1, 1, 1, 1), value) for value in values], dim=1)

@@ -111,22 +111,25 @@ def first_weights(options: ModelOptions) -> dict[str, str]:
 
     A file's own account of itself stands behind its name, where its metadata have an `origin`.
     """
-    teacher = _file_text(options.teacher_weights) or (
-        "timm's ImageNet weights" if options.teacher_pretrained else "untrained"
-    )
     if options.teacher is not None:
-        teacher = (
-            f"taken as it is from {Path(options.teacher).name if Path(options.teacher).exists() else options.teacher}"
-        )
-    return {"teacher": teacher, "student": _file_text(options.student_weights) or "untrained"}
+        name = teacher_of({"teacher": options.teacher}, "").get("hub_id", Path(options.teacher).name)
+        teacher = f"taken as it is from {name}"
+    elif options.teacher_pretrained:
+        teacher = "timm's ImageNet weights"
+    else:
+        teacher = _file_text(options.teacher_weights)
+    return {"teacher": teacher, "student": _file_text(options.student_weights)}
 
 
-def _file_text(path: str | None) -> str:
-    if path is None:
-        return ""
+def _file_text(weights: str | None) -> str:
+    if weights is None:
+        return "untrained"
+    path = Path(weights)
+    if not path.is_file():  # gone since: a finished stage goes on without it
+        return path.name
     with safe_open(path, "pt") as file:
         origin = (file.metadata() or {}).get("origin")
-    return Path(path).name + (f": {origin}" if origin else "")
+    return path.name + (f": {origin}" if origin else "")
 
 
 def losses_text(options: LossOptions) -> dict[str, str]:

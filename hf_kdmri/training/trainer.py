@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -168,7 +169,7 @@ class DistillationTrainer(AveragedTrainer, StudentPush, StreamingTrainer):
             self._hits = self._hits + torch.stack([hits.double(), torch.full_like(hits, len(labels)).double()])
         return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
 
-    def _view_of_this_epoch(self, passes: Tensor | None) -> int | Tensor:
+    def _view_of_this_epoch(self, passes: np.ndarray | Tensor | None) -> int | np.ndarray | Tensor:
         # A stream counts its passes for each image.
         epoch = int(self.state.epoch or 0) if passes is None else passes
         views_per_image = self.args.count_views()

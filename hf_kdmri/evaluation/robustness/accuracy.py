@@ -227,7 +227,7 @@ def _correct(
             if severity:
                 batch = corrupt(batch, torch.from_numpy(rows), corruption, severity, seed=seed)
             for name, model in models.items():
-                correct[name][number, place] = _predict(model, batch) == labels[rows]
+                correct[name][number, place] = predict_classes(model, batch) == labels[rows]
     finally:
         for name, model in models.items():
             model.train(modes[name])
@@ -247,7 +247,8 @@ def _steps(
 
 
 @torch.inference_mode()
-def _predict(model: TimmClassifier, batch: Tensor) -> NDArray[np.int64]:
+def predict_classes(model: TimmClassifier, batch: Tensor) -> NDArray[np.int64]:
+    """Classify views (B, C, H, W), uint8, in the model's own size and normalisation: (B,) class indices."""
     pixels = prepare_pixels(
         batch.to(model.device), image_size=model.image_size, mean=model.pixel_mean, std=model.pixel_std
     )
