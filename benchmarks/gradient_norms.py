@@ -41,7 +41,13 @@ def main() -> None:
         )
     splits = load_slices(data_dir=arguments.data_dir, cache_dir=arguments.cache_dir, split="patient_groups", fold=0)
     views = prepare_views(splits["train"], arguments.image_size)
-    options = LossOptions(sample_weight=1.0, exit_weight=1.0, feature_weight=1.0, feature_loss=arguments.feature_loss)
+    options = LossOptions(
+        geometry_weight=1.0,
+        sample_weight=1.0,
+        exit_weight=1.0,
+        feature_weight=1.0,
+        feature_loss=arguments.feature_loss,
+    )
     model = DistillationModel(student, teacher, loss_options=options).train()
     rows = np.random.default_rng(0).permutation(len(views))
     ratios: dict[str, list[float]] = {}

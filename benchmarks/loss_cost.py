@@ -40,7 +40,8 @@ LABELS = ["meningioma", "glioma", "pituitary"]
 STEP = ("student step", "teacher forward")
 METHODS = {
     "default method": kd.LossOptions(),
-    "our method": kd.LossOptions(sample_weight=1.0, exit_weight=1.0),
+    "logits and geometry": kd.LossOptions(geometry_weight=1.0),
+    "our method": kd.LossOptions(geometry_weight=1.0, sample_weight=1.0, exit_weight=1.0),
 }
 
 

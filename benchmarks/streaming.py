@@ -116,7 +116,6 @@ def train(arguments: argparse.Namespace) -> tuple[list[tuple[float, float, float
                 max_steps=max(1, arguments.slices // arguments.batch_size),
                 per_device_train_batch_size=arguments.batch_size,
                 dataloader_num_workers=arguments.workers,
-                geometry_grid=2,
                 logging_strategy="no",
                 save_strategy="no",
                 disable_tqdm=True,
