@@ -21,21 +21,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from altered_views import VIEW_SIZE, altered_views
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from torch import Tensor
-from torch.nn import functional as F
 
 from hf_kdmri import StudentForImageClassification
-from hf_kdmri.data.appearance import RandomAppearance
 from hf_kdmri.data.loading import load_slices
 from hf_kdmri.data.views import prepare_views
 from hf_kdmri.evaluation.robustness.accuracy import predict_classes
 from hf_kdmri.evaluation.robustness.corruptions import SEVERITIES, corrupt
-
-OTHER_LOOK = RandomAppearance(
-    tone=0.8, sequence=0.2, shading=0.4, sharpness=0.5, coarse=0.5, noise=0.3, marks=0.3, jpeg=0.8
-)
-VIEW_SIZE = 224
 
 
 def main() -> None:
@@ -81,30 +75,15 @@ def scores(folder: Path, views) -> dict[str, float]:
     each = {
         name: balanced(corrupt(pictures, index, name, (len(levels) + 1) // 2)) for name, levels in SEVERITIES.items()
     }
-    cropped = torch.stack([crop_to_head(picture) for picture in pictures])
+    altered = altered_views(pictures)
     return {
         "accuracy": float(accuracy_score(views.labels, clean)),
         "balanced": float(balanced_accuracy_score(views.labels, clean)),
         "corrupted": float(np.mean(list(each.values()))),
-        "cropped": balanced(cropped),
-        "cropped, other look": float(
-            np.mean([balanced(OTHER_LOOK(cropped, index, seed=1, epoch=draw)) for draw in range(3)])
-        ),
+        "cropped": balanced(*altered["cropped"]),
+        "cropped, other look": float(np.mean([balanced(look) for look in altered["other look"]])),
         "corruptions": each,
     }
-
-
-def crop_to_head(picture: Tensor, threshold: int = 25) -> Tensor:
-    """Cut (C, S, S) to the rows and columns in which more than 2 % of the pixels are bright, and stretch it back."""
-    bright = (picture.amax(0) > threshold).float()
-    rows, columns = ((bright.mean(axis) > 0.02).nonzero().flatten() for axis in (1, 0))
-    if len(rows) < 2 or len(columns) < 2:
-        return picture
-    cut = picture[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    side = picture.shape[-1]
-    return (
-        F.interpolate(cut[None].float(), (side, side), mode="bicubic", antialias=True)[0].round().clamp(0, 255).byte()
-    )
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ def test_parts_that_are_off_by_default_are_named_only_if_they_are_on():
             exit_weight=0.25,
             feature_weight=2.0,
             feature_loss="review",
+            mask_weight=0.5,
             label_smoothing_factor=0.1,
             shuffle_teacher=True,
         )
@@ -34,6 +35,7 @@ def test_parts_that_are_off_by_default_are_named_only_if_they_are_on():
     assert told["geometry between images (rkd)"] == "weight 0.5"
     assert told["exit behind the top-down fusion"] == "weight 0.25"
     assert told["features (review)"] == "weight 2.0"
+    assert told["drawing the tumour mask (cross-entropy and Dice)"] == "weight 0.5, teacher too"
     assert "another one" in told["control"]
 
 

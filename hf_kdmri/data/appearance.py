@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from hf_kdmri.data.transfer import send
+
 _STREAM = 1  # keeps these draws apart from those of the geometry
 _KNOTS = 6  # of a tone curve, its ends included
 _LEVELS = 4  # of blur and of coarseness: one kernel or size per level, so that a batch needs few calls
@@ -109,7 +111,7 @@ class RandomAppearance:
         curves = (1 - strength) * knots + strength * random_curves
         other = np.where(np.arange(_KNOTS) == 0, 0, draws[:, 1 : 1 + _KNOTS])
         curves = np.where(draws[:, 2 + _KNOTS, None] < self.sequence, other, curves)
-        curves = torch.from_numpy(curves).to(images)
+        curves = send(torch.from_numpy(curves.astype(np.float32)), images.device)
         position = images.clamp(0, 1) * (_KNOTS - 1)
         left = position.floor().clamp(max=_KNOTS - 2)
         flat = left.long().flatten(1)
@@ -120,10 +122,10 @@ class RandomAppearance:
         angle, strength = 2 * np.pi * draws[:, 1], self.shading_strength * draws[:, 2]
         strength = strength * (draws[:, 0] < self.shading)
         height, width = images.shape[-2:]
-        y = torch.linspace(-1, 1, height).to(images)[:, None]
-        x = torch.linspace(-1, 1, width).to(images)
+        y = torch.linspace(-1, 1, height, device=images.device)[:, None]
+        x = torch.linspace(-1, 1, width, device=images.device)
         slope_x, slope_y, bowl = (
-            torch.from_numpy(values).to(images).view(-1, 1, 1, 1)
+            send(torch.from_numpy(values.astype(np.float32)), images.device).view(-1, 1, 1, 1)
             for values in (strength * np.cos(angle), strength * np.sin(angle), strength * (2 * draws[:, 3] - 1))
         )
         return images * (1 + slope_x * x + slope_y * y + bowl * (x**2 + y**2 - 2 / 3)).clamp(min=0)
@@ -140,7 +142,7 @@ class RandomAppearance:
                 continue
             where = torch.from_numpy(rows).to(images.device)
             blurred = gaussian_blur(images[where], [2 * int(np.ceil(3 * sigma)) + 1] * 2, [sigma] * 2)
-            unsharp = torch.from_numpy(chosen[rows] >= 0.5).to(images.device).view(-1, 1, 1, 1)
+            unsharp = send(torch.from_numpy(chosen[rows] >= 0.5), images.device).view(-1, 1, 1, 1)
             out[where] = torch.where(unsharp, 2 * images[where] - blurred, blurred)
         return out.clamp(0, 1)
 
@@ -164,9 +166,8 @@ class RandomAppearance:
             return images
         shape = (2, 1, *images.shape[-2:])  # of the real and the imaginary part, equal in all channels
         drawn = np.stack([random[row].standard_normal(shape, dtype=np.float32) for row in rows])
-        noise = torch.from_numpy(drawn).to(images) * torch.from_numpy(
-            self.noise_strength * draws[rows, 1].astype(np.float32)
-        ).to(images).view(-1, 1, 1, 1, 1)
+        strength = (self.noise_strength * draws[rows, 1]).astype(np.float32).reshape(-1, 1, 1, 1, 1)
+        noise = send(torch.from_numpy(drawn * strength), images.device)
         where = torch.from_numpy(rows).to(images.device)
         out = images.clone()
         out[where] = torch.hypot(images[where] + noise[:, 0], noise[:, 1])
@@ -176,30 +177,38 @@ class RandomAppearance:
         rows = np.flatnonzero(draws[:, 0] < self.marks)
         if not len(rows):
             return images
-        out = images.clone()
         height, width = images.shape[-2:]
-        for row in rows:
+        # Drawn on the host and sent once: a kernel for each bar would take longer than the bars do.
+        bars = np.full((len(rows), 1, height, width), -1, dtype=np.float32)
+        for place, row in enumerate(rows):
             for _ in range(int(random[row].integers(1, 6))):
                 long, thin = random[row].integers(2, max(3, height // 4)), random[row].integers(1, max(2, height // 40))
                 tall, wide = (long, thin) if random[row].random() < 0.5 else (thin, long)
                 top, left = int(random[row].integers(0, height - tall)), int(random[row].integers(0, width - wide))
                 inside = 0.2 * height < top < 0.8 * height and 0.2 * width < left < 0.8 * width
                 if not inside:
-                    out[row, :, top : top + tall, left : left + wide] = float(random[row].uniform(0.4, 1))
+                    bars[place, :, top : top + tall, left : left + wide] = random[row].uniform(0.4, 1)
+        where, drawn = torch.from_numpy(rows).to(images.device), send(torch.from_numpy(bars), images.device)
+        out = images.clone()
+        out[where] = torch.where(drawn >= 0, drawn, images[where])
         return out
 
     def _compress(self, views: Tensor, draws: np.ndarray) -> Tensor:
         rows = np.flatnonzero(draws[:, 0] < self.jpeg)
         if not len(rows):
             return views
-        out = views.clone()
-        for row in rows:
+        where = torch.from_numpy(rows).to(views.device)
+        pixels = views[where].cpu().numpy()  # all at once: the step waits for the device once
+        for place, row in enumerate(rows):
             quality = round(self.worst_quality + (95 - self.worst_quality) * draws[row, 1])
-            pixels = views[row].cpu().numpy()
-            coded = io.BytesIO()
-            Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(
-                coded, "JPEG", quality=quality
-            )
-            decoded = np.atleast_3d(np.asarray(Image.open(coded))).transpose(2, 0, 1)
-            out[row] = torch.from_numpy(decoded.copy()).to(views.device)
+            pixels[place] = _through_jpeg(pixels[place], quality)
+        out = views.clone()
+        out[where] = send(torch.from_numpy(pixels), views.device)
         return out
+
+
+def _through_jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
+    """Code and decode one picture (C, H, W) uint8."""
+    coded = io.BytesIO()
+    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(coded, "JPEG", quality=quality)
+    return np.atleast_3d(np.asarray(Image.open(coded))).transpose(2, 0, 1)

@@ -31,6 +31,7 @@ from hf_kdmri.distillation.projectors import (
     partial_cross_attention_loss,
 )
 from hf_kdmri.distillation.samples import rkd_angle_loss, rkd_distance_loss, similarity_preserving_loss
+from hf_kdmri.distillation.segmentation import TumourMaskHead, tumour_mask_loss
 from hf_kdmri.distillation.terms import Features, TeacherTargets, distillation_terms, teacher_targets
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "StageExits",
     "TeacherTargets",
     "TopDownFusionExit",
+    "TumourMaskHead",
     "attention_tokens",
     "attention_transfer_loss",
     "cka_loss",
@@ -74,4 +76,5 @@ __all__ = [
     "standardize_logits",
     "teacher_column_order",
     "teacher_targets",
+    "tumour_mask_loss",
 ]

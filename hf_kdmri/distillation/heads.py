@@ -8,17 +8,19 @@ from torch import nn
 
 from hf_kdmri.distillation.exits import StageExits
 from hf_kdmri.distillation.fusion import ReviewFusion, TopDownFusionExit
-from hf_kdmri.distillation.options import LossOptions
+from hf_kdmri.distillation.options import MASK, LossOptions
 from hf_kdmri.distillation.projectors import GroupwiseLinearProjector, HintProjector, PartialCrossAttentionProjector
+from hf_kdmri.distillation.segmentation import TumourMaskHead
 
 
 class DistillationHeads(nn.ModuleDict):
-    """The modules that the chosen terms need, by name: "exit" and "feature", or neither.
+    """The modules that the chosen terms need, by name: "exit", "feature" and "mask", or none of them.
 
     Args:
         options: says which terms are on.
         student_channels: channels of the student's stages, finest first.
-        teacher_channels: channels of the teacher's stages, finest first.
+        teacher_channels: channels of the teacher's stages, finest first; None without a teacher, whose terms are then
+            off.
         num_classes: K.
 
     Raises:
@@ -31,9 +33,17 @@ class DistillationHeads(nn.ModuleDict):
     """
 
     def __init__(
-        self, options: LossOptions, student_channels: Sequence[int], teacher_channels: Sequence[int], num_classes: int
+        self,
+        options: LossOptions,
+        student_channels: Sequence[int],
+        teacher_channels: Sequence[int] | None,
+        num_classes: int,
     ) -> None:
         super().__init__()
+        if options.mask_weight > 0:
+            self[MASK] = TumourMaskHead(student_channels)
+        if teacher_channels is None:
+            return
         if options.exit_weight > 0:
             self["exit"] = TopDownFusionExit(student_channels, num_classes)
         if options.feature_weight > 0:

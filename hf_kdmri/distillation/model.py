@@ -13,7 +13,8 @@ from transformers.utils import ModelOutput
 
 from hf_kdmri.distillation.heads import DistillationHeads
 from hf_kdmri.distillation.labels import teacher_column_order
-from hf_kdmri.distillation.options import LossOptions
+from hf_kdmri.distillation.options import MASK, LossOptions
+from hf_kdmri.distillation.segmentation import tumour_mask_loss
 from hf_kdmri.distillation.terms import Features, TeacherTargets, distillation_terms, teacher_targets
 from hf_kdmri.models import TimmClassifier, prepare_pixels
 
@@ -96,16 +97,17 @@ class DistillationModel(nn.Module):
             ValueError: stages that a term cannot compare, or stage weights that do not fit the number of stages.
         """
         self.loss_options = options
-        if self.teacher is None:
-            self.heads = nn.ModuleDict()
-            return
-        for side, model in (("student", self.student), ("teacher", self.teacher)):
+        models = {"student": self.student} | ({} if self.teacher is None else {"teacher": self.teacher})
+        for side, model in models.items():
             if options.stage_weights is not None and len(options.stage_weights) != len(model.stage_channels):
                 raise ValueError(
                     f"stage_weights is {options.stage_weights}, but the {side} gives {len(model.stage_channels)} stages"
                 )
         self.heads = DistillationHeads(
-            options, self.student.stage_channels, self.teacher.stage_channels, len(self.student.labels)
+            options,
+            self.student.stage_channels,
+            None if self.teacher is None else self.teacher.stage_channels,
+            len(self.student.labels),
         ).to(self.student.device)
         if self.channels_last:
             self.heads.to(memory_format=torch.channels_last)
@@ -152,28 +154,40 @@ class DistillationModel(nn.Module):
             pixel_values: one view for both models, (B, 1 or 3, H, W): uint8 raw intensities, or floating point
                 normalised as the student expects. Each model gets it in its own size and normalisation.
             labels: (B,) class indices, in the student's order.
-            masks: (B, 1, H, W) tumour masks of the view, uint8 with 255 inside; only lesion weighting needs them.
+            masks: (B, 1, H, W) tumour masks of the view, uint8 with 255 inside; needed for lesion weighting and for
+                the second task, `mask_weight`.
             targets: the fields of `TeacherTargets` for these very views, from a teacher cache; the teacher is then not
                 asked.
 
         Returns:
-            `DistillationOutput`. In eval mode, without a teacher, or with every λ at 0, the loss is the cross-entropy
-            alone, and no teacher is asked.
+            `DistillationOutput`. In eval mode, or with every λ at 0, the loss is the cross-entropy alone; so it is
+            without a teacher, unless `mask_weight` is above 0. Then no teacher is asked.
+
+        Raises:
+            ValueError: a term that is on needs masks, and there are none.
         """
         student_input = self._input_of(self.student, pixel_values)
-        if labels is None or not self.training or self.teacher is None or not self.loss_options.terms:
+        options = self.loss_options
+        taught = self.teacher is not None and bool(options.terms)
+        if labels is None or not self.training or not (taught or options.mask_weight > 0):
             logits = self.student(student_input).logits
             if labels is None:
                 return DistillationOutput(logits=logits)
             loss = self._cross_entropy(logits, labels)
             return DistillationOutput(loss=loss, logits=logits, terms={"ce": loss})
 
-        teacher = self.ask_teacher(pixel_values) if targets is None else TeacherTargets(**targets)  # type: ignore[arg-type]  # no maps
-        student = _run(self.student, student_input, self.loss_options.needs_stages)
+        needs_stages = options.mask_weight > 0 or (taught and options.needs_stages)
+        student = _run(self.student, student_input, needs_stages)
         terms = {"ce": self._cross_entropy(student.logits, labels)}
-        terms |= distillation_terms(
-            self.loss_options, self.heads, student, teacher, labels, masks, equal_batches=self.equal_batches
-        )
+        if taught:
+            teacher = self.ask_teacher(pixel_values) if targets is None else TeacherTargets(**targets)  # type: ignore[arg-type]  # no maps
+            terms |= distillation_terms(
+                options, self.heads, student, teacher, labels, masks, equal_batches=self.equal_batches
+            )
+        if options.mask_weight > 0:
+            if masks is None:
+                raise ValueError("mask_weight needs a tumour mask for every image; give masks, or set it to 0")
+            terms[MASK] = tumour_mask_loss(self.heads[MASK](student.stages), masks)
         return DistillationOutput(loss=self.total(terms), logits=student.logits, terms=terms)
 
     @torch.no_grad()

@@ -7,7 +7,8 @@ from typing import Any, get_args
 
 from hf_kdmri.distillation.geometry import KernelDifference
 
-TERMS = ("logit", "geometry", "sample", "exit", "feature")
+TERMS = ("logit", "geometry", "sample", "exit", "feature")  # what a teacher adds
+MASK = "mask"  # the second task, with or without a teacher
 LOGIT_LOSSES = ("kd", "dkd", "dist")
 KERNEL_DIFFERENCES = get_args(KernelDifference)
 SAMPLE_LOSSES = ("rkd", "similarity_preserving", "cka", "gromov_wasserstein")
@@ -29,7 +30,8 @@ class LossOptions:
     `DistillationTrainingArguments`. Five terms can join the cross-entropy, each with a λ (`<term>_weight`) and a
     warm-up of its own (`<term>_warmup`): `logit` on the logits, `geometry` on the positions of one image, `sample` on
     the images of a batch, `exit` on the learned fusion of the student's stages, and `feature`, one of the losses across
-    architectures that others have published.
+    architectures that others have published. They need a teacher; `mask_weight`, the second task of drawing the tumour,
+    does not.
 
     Raises:
         ValueError: a value that makes no loss.
@@ -79,6 +81,13 @@ class LossOptions:
     feature_loss: str = field(
         default="hint", metadata=_about("Which one; review is ABF with HCL, ofa an exit per stage.", FEATURE_LOSSES)
     )
+    mask_weight: float = field(
+        default=0.0,
+        metadata=_about(
+            "λ of drawing the tumour mask as a second task, from the stages of whatever model trains (teacher, "
+            "baseline and student alike); 0: masks are not used."
+        ),
+    )
     label_smoothing_factor: float = field(
         default=0.0, metadata=_about("Share of each label spread over all classes, 0 to 1.")
     )
@@ -112,13 +121,18 @@ class LossOptions:
 
     @property
     def terms(self) -> list[str]:
-        """The terms whose λ is above 0."""
+        """The terms of the teacher whose λ is above 0."""
         return [term for term in TERMS if getattr(self, f"{term}_weight") > 0]
 
     @property
     def needs_stages(self) -> bool:
-        """Whether any term looks at feature maps."""
+        """Whether any term of the teacher looks at feature maps."""
         return any(term != "logit" for term in self.terms)
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether any term looks at tumour masks."""
+        return self.lesion_weighting or self.mask_weight > 0
 
     @property
     def needs_teacher_maps(self) -> bool:
@@ -134,11 +148,13 @@ class LossOptions:
         """λ of a term.
 
         Args:
-            term: one of `TERMS`, or "ce", whose weight is always 1.
+            term: one of `TERMS`, `MASK`, or "ce", whose weight is always 1; the last two know no warm-up.
             progress: share of all steps done, 0 to 1.
         """
         if term == "ce":
             return 1.0
+        if term == MASK:
+            return self.mask_weight
         own = getattr(self, f"{term}_warmup")
         warmup = self.distillation_warmup if own is None else own
         return getattr(self, f"{term}_weight") * (1.0 if progress >= warmup else progress / warmup)

@@ -53,10 +53,10 @@ def provenance(facts: Mapping[str, Any], options: Mapping[str, Any], teacher: Ma
     Returns:
         JSON values; numbers of the loss that are switched off are left out.
     """
-    from hf_kdmri.distillation.options import TERMS, LossOptions
+    from hf_kdmri.distillation.options import MASK, TERMS, LossOptions
 
     loss = {field.name: options[field.name] for field in fields(LossOptions) if options.get(field.name) is not None}
-    off = [term for term in TERMS if not loss.get(f"{term}_weight")]
+    off = [term for term in (*TERMS, MASK) if not loss.get(f"{term}_weight")]
     loss = {name: value for name, value in loss.items() if not any(name.startswith(f"{term}_") for term in off)}
     return {
         "teacher": dict(teacher),

@@ -8,10 +8,10 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from hf_kdmri.data.streams import StreamedViews
-from hf_kdmri.distillation.options import TERMS
+from hf_kdmri.distillation.options import MASK, TERMS
 from hf_kdmri.training.run_folder import RunFolder
 
-_TERMS = {"loss_ce": "cross-entropy"} | {f"loss_{term}": term for term in TERMS}
+_TERMS = {"loss_ce": "cross-entropy"} | {f"loss_{term}": term for term in (*TERMS, MASK)}
 
 
 class StageProgress(ProgressCallback):

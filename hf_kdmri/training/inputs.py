@@ -202,7 +202,7 @@ def training_views(data: RunData, size: int, options: RunOptions, state: Partial
     """What a stage trains on: the training split, resized once, or this process's share of the stream.
 
     Raises:
-        OptionError: lesion weighting of images that have no masks, or more workers than a stream has shards for.
+        OptionError: a term that needs masks for images that have none, or more workers than a stream has shards for.
     """
     if data.own is None or data.own.stream is None:
         return views_of(data.splits["train"], size, options, state, for_training=True)
@@ -226,17 +226,18 @@ def training_views(data: RunData, size: int, options: RunOptions, state: Partial
 def views_of(
     split: datasets.Dataset, size: int, options: RunOptions, state: PartialState, *, for_training: bool = False
 ) -> ViewDataset:
-    """Resize a split once, for training with the masks that lesion weighting needs; every process reads the same file.
+    """Resize a split once, for training with the masks that a term needs; every process reads the same file.
 
     Raises:
-        OptionError: lesion weighting of images that have no masks.
+        OptionError: a term that needs masks, for images that have none.
     """
     num_proc = options.data.preprocessing_num_workers
     with state.main_process_first():
         views = prepare_views(split, size, num_proc=num_proc)
-        if for_training and options.training.lesion_weighting:
+        if for_training and options.training.needs_masks:
             if "mask" not in split.column_names:
-                raise OptionError("lesion_weighting needs a column 'mask', which these data lack; leave it out")
+                name = "lesion_weighting" if options.training.lesion_weighting else "mask_weight"
+                raise OptionError(f"{name} needs a column 'mask', which these data lack; leave it out")
             views.masks = prepare_views(
                 split, size, image_column="mask", num_proc=num_proc, description="Resizing masks"
             )

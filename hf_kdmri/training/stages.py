@@ -27,7 +27,7 @@ from hf_kdmri.training.trainer import DistillationTrainer
 STAGES = ("teacher", "baseline", "student")
 
 
-def _build_teacher(options: RunOptions, labels: list[str]) -> TeacherForImageClassification:
+def build_teacher(options: RunOptions, labels: list[str]) -> TeacherForImageClassification:
     """The untrained (or ImageNet-trained) teacher that a run fine-tunes."""
     set_seed(options.training.seed)
     return TeacherForImageClassification.from_timm(
@@ -41,7 +41,7 @@ def _build_teacher(options: RunOptions, labels: list[str]) -> TeacherForImageCla
     )
 
 
-def _build_student(options: RunOptions, labels: list[str]) -> StudentForImageClassification:
+def build_student(options: RunOptions, labels: list[str]) -> StudentForImageClassification:
     """The student; baseline and distilled student start from the same weights."""
     set_seed(options.training.seed)
     return StudentForImageClassification.from_timm(
@@ -63,7 +63,7 @@ def build_models(options: RunOptions, labels: list[str], run: RunFolder) -> dict
     elif options.model.teacher is not None:
         models["teacher"] = TeacherForImageClassification.from_pretrained(options.model.teacher)
     else:
-        models["teacher"] = _build_teacher(options, labels)
+        models["teacher"] = build_teacher(options, labels)
     teacher_column_order(labels, models["teacher"].labels)  # refuses other classes now, not after hours
     wanted = {"baseline": options.model.baseline, "student": True}
     for stage, on in wanted.items():
@@ -71,7 +71,7 @@ def build_models(options: RunOptions, labels: list[str], run: RunFolder) -> dict
             if run.has_model(stage):
                 models[stage] = StudentForImageClassification.from_pretrained(run.model_folder(stage))
             else:
-                models[stage] = _build_student(options, labels)
+                models[stage] = build_student(options, labels)
     return models
 
 

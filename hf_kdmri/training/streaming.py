@@ -30,8 +30,9 @@ def check_streaming(data: DataOptions, training: DistillationTrainingArguments) 
             "teacher_cache keeps an answer for every view of every image, at its place in the set; a stream has no "
             "places and no end: leave out teacher_cache or streaming"
         )
-    if training.lesion_weighting:
-        raise OptionError("lesion_weighting needs masks, which a stream does not carry; leave one of the two out")
+    for name in ("lesion_weighting", "mask_weight"):
+        if getattr(training, name):
+            raise OptionError(f"{name} needs masks, which a stream does not carry; leave one of the two out")
     if by_epoch := [name for name in _STRATEGIES if str(getattr(training, name).value) == "epoch"]:
         flags = " ".join(f"--{name} steps" for name in by_epoch)
         raise OptionError(

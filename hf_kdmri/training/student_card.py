@@ -151,6 +151,8 @@ def losses_text(options: LossOptions) -> dict[str, str]:
         f"features ({options.feature_loss})": options.feature_weight,
     }
     losses |= {name: f"weight {weight}" for name, weight in others.items() if weight > 0}
+    if options.mask_weight > 0:
+        losses["drawing the tumour mask (cross-entropy and Dice)"] = f"weight {options.mask_weight}, teacher too"
     if options.shuffle_teacher:
         losses["control"] = "each image was taught with another one's teacher outputs"
     return losses

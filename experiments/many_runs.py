@@ -1,0 +1,253 @@
+#!/usr/bin/env python
+"""Train the many models of a plan side by side, on one GPU or CPU, until they are done or the time is.
+
+    python experiments/many_runs.py experiments/plans/search.yaml --out RUNS --data_dir DIR --jobs 14 --seconds 180
+
+A plan is a YAML file: `options` shared by all, and `runs`, each with a `name`, a `stage` (teacher, baseline or
+student), `options` of its own, the name of its `teacher`, and the `folds` and `seeds` it is repeated over; `{fold}`
+and `{seed}` in names are filled in. `split: all` instead of a fold trains on everything but fold 0's validation slices. Each model
+is trained by the same functions as by `train_kd.py`, and predicts afterwards: the validation slices, as they are and
+altered (`altered_views.py`), and, where the plan says `test: true`, the test slices. Runs are begun in the order of the
+plan; what is finished is not done again, so the next plan can go on from the teachers of the last.
+
+For each run `RUNS/NAME` holds the model and its history, `RUNS/NAME.npz` the predictions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import yaml
+from accelerate import PartialState
+from altered_views import VIEW_SIZE, altered_views
+
+from hf_kdmri import TeacherForImageClassification
+from hf_kdmri.data.loading import load_slices
+from hf_kdmri.data.views import prepare_views
+from hf_kdmri.models import TimmClassifier, prepare_pixels
+from hf_kdmri.training.inputs import RunData, prepare_data, training_views, views_of
+from hf_kdmri.training.options import RunOptions, parse_options
+from hf_kdmri.training.run_folder import RunFolder
+from hf_kdmri.training.stages import build_student, build_teacher, train_stage
+
+
+def main() -> None:
+    """Prepare the data, start the workers, wait."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", type=Path, help="YAML file")
+    parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
+    parser.add_argument("--data_dir", required=True, help="folder with the published zips")
+    parser.add_argument("--cache_dir", help="where prepared slices are kept")
+    parser.add_argument("--jobs", type=int, default=2, help="models trained side by side (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, help="stop after this long, finished or not")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.worker is not None:
+        work(arguments)
+        return
+    begun = time.monotonic()
+    prepare(list(planned(arguments.plan)), arguments)
+    print(f"data prepared, {time.monotonic() - begun:.0f} s", flush=True)
+    command = [sys.executable, *sys.argv]
+    workers = [subprocess.Popen([*command, "--worker", str(number)]) for number in range(arguments.jobs)]
+    for worker in workers:
+        left = None if arguments.seconds is None else max(0.0, arguments.seconds - (time.monotonic() - begun))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.wait(left)
+    for worker in workers:
+        worker.kill()
+    runs = list(planned(arguments.plan))
+    finished = [run["name"] for run in runs if (arguments.out / f"{run['name']}.npz").is_file()]
+    print(f"{len(finished)} of {len(runs)} runs in {time.monotonic() - begun:.0f} s")
+
+
+def planned(plan: Path) -> Iterator[dict[str, Any]]:
+    """The runs of a plan, one for each fold and seed, in order."""
+    told = yaml.safe_load(plan.read_text(encoding="utf-8"))
+    for run in told["runs"]:
+        for seed in run.get("seeds", [42]):
+            for fold in run.get("folds", [0]):
+                names = {key: run[key].format(fold=fold, seed=seed) for key in ("name", "teacher") if key in run}
+                options = {**told.get("options", {}), **run.get("options", {}), "fold": fold, "seed": seed}
+                yield {**run, "test": told.get("test", False), **names, "options": options}
+
+
+def prepare(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """Read and resize everything once, before many processes ask for it at the same time."""
+    splits, views = {}, {}
+    for run in runs:
+        options = run_options(run, arguments)
+        drawn_by = options.training.seed if options.data.split == "random_slices" else None
+        of_split = (options.data.split, options.data.fold, drawn_by)
+        splits[of_split] = run, None, None, None
+        teacher, student = options.model.teacher_image_size, options.model.student_image_size
+        size = teacher if run["stage"] == "teacher" else student
+        wanted = {("validation", size, "image"), ("validation", VIEW_SIZE, "image")}
+        if run["test"]:
+            wanted |= {("test", size, "image"), ("test", VIEW_SIZE, "image")}
+        training = max(size, teacher if run["stage"] == "student" else 0)
+        kind = "all" if run.get("split") == "all" else "train"
+        wanted |= {(kind, training, "image")} | ({(kind, training, "mask")} if options.training.needs_masks else set())
+        for one in wanted:
+            views[of_split, one] = run, *one
+    with ProcessPoolExecutor(arguments.jobs, initializer=datasets.disable_progress_bars) as pool:
+        for tasks in (splits, views):
+            list(pool.map(prepare_one, [(arguments, *task) for task in tasks.values()]))
+
+
+def prepare_one(task: tuple[argparse.Namespace, dict[str, Any], str | None, int, str]) -> None:
+    """Read one split, or resize one column of it."""
+    arguments, run, split, size, column = task
+    options = run_options(run, arguments)
+    slices = load_slices(
+        data_dir=options.data.data_dir,
+        cache_dir=options.data.cache_dir,
+        split=options.data.split,
+        fold=options.data.fold,
+        seed=options.training.seed,
+    )
+    if split == "all":
+        slices["all"] = datasets.concatenate_datasets([slices["train"], slices["test"]])
+    if split is not None:
+        prepare_views(slices[split], size, image_column=column)
+
+
+def run_options(run: dict[str, Any], arguments: argparse.Namespace) -> RunOptions:
+    """The run's options, its configuration written into its folder."""
+    folder = arguments.out / run["name"]
+    folder.mkdir(exist_ok=True)
+    config = folder / "plan.yaml"
+    config.write_text(yaml.safe_dump(run["options"]), encoding="utf-8")
+    flags = ["--config", str(config), "--output_dir", str(folder), "--data_dir", arguments.data_dir]
+    return parse_options([*flags, *(["--cache_dir", arguments.cache_dir] if arguments.cache_dir else [])])
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """Take one run after the other until none is left."""
+    torch.set_num_threads(1)
+    claims = arguments.out / f"claims-{arguments.plan.stem}"
+    claims.mkdir(exist_ok=True)
+    runs = list(planned(arguments.plan))
+    while True:
+        waiting = False
+        for run in runs:
+            if (claims / run["name"]).exists():
+                continue
+            if "teacher" in run and not (arguments.out / run["teacher"] / "teacher").is_dir():
+                waiting = True
+                continue
+            try:
+                (claims / run["name"]).mkdir()
+            except FileExistsError:
+                continue
+            begun = time.monotonic()
+            try:
+                result = one_run(run, arguments)
+                print(f"{run['name']}: {result}, {time.monotonic() - begun:.0f} s", flush=True)
+            except Exception:
+                print(f"{run['name']}: FAILED\n{traceback.format_exc()}", flush=True)
+            break
+        else:
+            if not waiting:
+                return
+            time.sleep(1)
+
+
+def one_run(run: dict[str, Any], arguments: argparse.Namespace) -> str:
+    """Train one model, unless it is there, and let it predict.
+
+    Returns:
+        What to say of it: validation accuracies.
+    """
+    folder, options = RunFolder(arguments.out / run["name"]), run_options(run, arguments)
+    state, stage = PartialState(), run["stage"]
+    with open(folder.path / "log.txt", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        data = prepare_data(options, folder, state)
+        if run.get("split") == "all":
+            data = with_test_slices(data)
+        model = trained(stage, run, options, data, folder, state, arguments.out)
+    model.to(options.training.device).eval()
+    kept: dict[str, np.ndarray] = {}
+    for split in ("validation", "test") if run["test"] and run.get("split") != "all" else ("validation",):
+        kept |= {f"{split} {name}": values for name, values in predictions(model, data.splits[split]).items()}
+    np.savez_compressed(arguments.out / f"{run['name']}.npz", **kept)
+    right = {
+        name: (kept[f"validation {name}"].argmax(-1) == kept["validation label"]).mean()
+        for name in ("clean", "cropped", "other look")
+    }
+    return ", ".join(f"{name} {100 * value:.1f}" for name, value in right.items())
+
+
+def with_test_slices(data: RunData) -> RunData:
+    """Train on the test slices, too: for a model to give away after its recipe was tested."""
+    train = datasets.concatenate_datasets([data.splits["train"], data.splits["test"]])
+    return RunData(datasets.DatasetDict({**data.splits, "train": train}), data.source, data.split, data.fold, data.own)
+
+
+def trained(
+    stage: str,
+    run: dict[str, Any],
+    options: RunOptions,
+    data: RunData,
+    folder: RunFolder,
+    state: PartialState,
+    out: Path,
+) -> TimmClassifier:
+    """The run's model, trained or taken from its folder."""
+    if folder.has_model(stage):
+        return TeacherForImageClassification.from_pretrained(folder.model_folder(stage))
+    model = (build_teacher if stage == "teacher" else build_student)(options, data.labels)
+    teacher, size = None, model.image_size
+    if stage == "student":
+        teacher = TeacherForImageClassification.from_pretrained(out / run["teacher"] / "teacher")
+        size = max(size, teacher.image_size)
+    views = training_views(data, size, options, state)
+    validation = views_of(data.splits["validation"], model.image_size, options, state)
+    train_stage(stage, model, teacher, views, validation, options, folder)
+    return model
+
+
+@torch.no_grad()
+def predictions(model: TimmClassifier, split: datasets.Dataset) -> dict[str, np.ndarray]:
+    """Probabilities: `clean` and `cropped` (N, K), `other look` (3, N, K); with `label`, `slice` and `group`."""
+    views = prepare_views(split, VIEW_SIZE)
+    pictures = torch.from_numpy(np.stack([views.view(row) for row in range(len(views))]))
+    said: dict[str, np.ndarray] = {
+        "label": np.asarray(split["label"][:]),
+        "slice": np.asarray(split["slice"][:]),
+        "group": np.asarray(split["patient_group"][:]),
+    }
+    exact = prepare_views(split, model.image_size)  # resized by Pillow, as the model's own processor does
+    altered = altered_views(pictures)
+    altered["clean"] = [torch.from_numpy(np.stack([exact.view(row) for row in range(len(exact))]))]
+    for name, looks in altered.items():
+        answers = np.stack([_probabilities(model, look) for look in looks])
+        said[name] = answers if name == "other look" else answers[0]
+    return said
+
+
+def _probabilities(model: TimmClassifier, pictures: torch.Tensor) -> np.ndarray:
+    said = []
+    for part in pictures.split(128):
+        pixels = prepare_pixels(
+            part.to(model.device), image_size=model.image_size, mean=model.pixel_mean, std=model.pixel_std
+        )
+        said.append(model(pixels).logits.float().softmax(1).cpu().numpy())
+    return np.concatenate(said)
+
+
+if __name__ == "__main__":
+    main()
