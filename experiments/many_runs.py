@@ -5,10 +5,10 @@
 
 A plan is a YAML file: `options` shared by all, and `runs`, each with a `name`, a `stage` (teacher, baseline or
 student), `options` of its own, the name of its `teacher`, and the `folds` and `seeds` it is repeated over; `{fold}`
-and `{seed}` in names are filled in. `split: all` instead of a fold trains on everything but fold 0's validation slices. Each model
-is trained by the same functions as by `train_kd.py`, and predicts afterwards: the validation slices, as they are and
-altered (`altered_views.py`), and, where the plan says `test: true`, the test slices. Runs are begun in the order of the
-plan; what is finished is not done again, so the next plan can go on from the teachers of the last.
+and `{seed}` in names are filled in. `split: all` instead of a fold trains on everything but fold 0's validation slices.
+Each model is trained by the same functions as by `train_kd.py`, and predicts afterwards: the validation slices, as they
+are and altered (`altered_views.py`), and, where the plan says `test: true`, the test slices. Runs are begun in the
+order of the plan; what is finished is not done again, so the next plan can go on from the teachers of the last.
 
 For each run `RUNS/NAME` holds the model and its history, `RUNS/NAME.npz` the predictions.
 """
@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import multiprocessing
+import os
 import subprocess
 import sys
 import time
@@ -32,6 +34,7 @@ import torch
 import yaml
 from accelerate import PartialState
 from altered_views import VIEW_SIZE, altered_views
+from filelock import FileLock
 
 from hf_kdmri import TeacherForImageClassification
 from hf_kdmri.data.loading import load_slices
@@ -41,6 +44,9 @@ from hf_kdmri.training.inputs import RunData, prepare_data, training_views, view
 from hf_kdmri.training.options import RunOptions, parse_options
 from hf_kdmri.training.run_folder import RunFolder
 from hf_kdmri.training.stages import build_student, build_teacher, train_stage
+
+_FORK = multiprocessing.get_context("fork")  # all that is imported is there at once
+_NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def main() -> None:
@@ -52,21 +58,21 @@ def main() -> None:
     parser.add_argument("--cache_dir", help="where prepared slices are kept")
     parser.add_argument("--jobs", type=int, default=2, help="models trained side by side (default: %(default)s)")
     parser.add_argument("--seconds", type=float, help="stop after this long, finished or not")
-    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--prepare_only", action="store_true", help="read and resize the data, and stop")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    if arguments.worker is not None:
-        work(arguments)
+    if arguments.prepare_only:
+        prepare(list(planned(arguments.plan)), arguments)
         return
     begun = time.monotonic()
-    prepare(list(planned(arguments.plan)), arguments)
+    # Without sight of a GPU: whoever has looked at one cannot fork. Neither does this process; only the workers do.
+    subprocess.run([sys.executable, *sys.argv, "--prepare_only"], check=True, env={**os.environ, **_NO_GPU})
     print(f"data prepared, {time.monotonic() - begun:.0f} s", flush=True)
-    command = [sys.executable, *sys.argv]
-    workers = [subprocess.Popen([*command, "--worker", str(number)]) for number in range(arguments.jobs)]
+    workers = [_FORK.Process(target=work, args=(arguments,)) for _ in range(arguments.jobs)]
     for worker in workers:
-        left = None if arguments.seconds is None else max(0.0, arguments.seconds - (time.monotonic() - begun))
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.wait(left)
+        worker.start()
+    for worker in workers:
+        worker.join(None if arguments.seconds is None else max(0.0, arguments.seconds - (time.monotonic() - begun)))
     for worker in workers:
         worker.kill()
     runs = list(planned(arguments.plan))
@@ -103,7 +109,7 @@ def prepare(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
         wanted |= {(kind, training, "image")} | ({(kind, training, "mask")} if options.training.needs_masks else set())
         for one in wanted:
             views[of_split, one] = run, *one
-    with ProcessPoolExecutor(arguments.jobs, initializer=datasets.disable_progress_bars) as pool:
+    with ProcessPoolExecutor(arguments.jobs, _FORK, datasets.disable_progress_bars) as pool:
         for tasks in (splits, views):
             list(pool.map(prepare_one, [(arguments, *task) for task in tasks.values()]))
 
@@ -182,13 +188,32 @@ def one_run(run: dict[str, Any], arguments: argparse.Namespace) -> str:
     model.to(options.training.device).eval()
     kept: dict[str, np.ndarray] = {}
     for split in ("validation", "test") if run["test"] and run.get("split") != "all" else ("validation",):
-        kept |= {f"{split} {name}": values for name, values in predictions(model, data.splits[split]).items()}
+        kept |= {
+            f"{split} {name}": values
+            for name, values in predictions(
+                model, data.splits[split], altered_of(split, data, options, arguments.out)
+            ).items()
+        }
     np.savez_compressed(arguments.out / f"{run['name']}.npz", **kept)
     right = {
         name: (kept[f"validation {name}"].argmax(-1) == kept["validation label"]).mean()
         for name in ("clean", "cropped", "other look")
     }
     return ", ".join(f"{name} {100 * value:.1f}" for name, value in right.items())
+
+
+def altered_of(split: str, data: RunData, options: RunOptions, out: Path) -> dict[str, list[torch.Tensor]]:
+    """The altered views of a split, made by whoever needs them first and kept for the others."""
+    seed = options.training.seed if options.data.split == "random_slices" else ""
+    file = out / f"views-{options.data.split}{seed}-{options.data.fold}-{split}.npy"
+    with FileLock(f"{file}.lock"):
+        if not file.is_file():
+            views = prepare_views(data.splits[split], VIEW_SIZE)
+            pictures = torch.from_numpy(np.stack([views.view(row) for row in range(len(views))]))
+            altered = altered_views(pictures)
+            np.save(file, torch.stack([*altered["cropped"], *altered["other look"]]).numpy())
+    cropped, *looks = torch.from_numpy(np.load(file))
+    return {"cropped": [cropped], "other look": looks}
 
 
 def with_test_slices(data: RunData) -> RunData:
@@ -221,19 +246,16 @@ def trained(
 
 
 @torch.no_grad()
-def predictions(model: TimmClassifier, split: datasets.Dataset) -> dict[str, np.ndarray]:
+def predictions(model: TimmClassifier, split: datasets.Dataset, altered: dict[str, Any]) -> dict[str, np.ndarray]:
     """Probabilities: `clean` and `cropped` (N, K), `other look` (3, N, K); with `label`, `slice` and `group`."""
-    views = prepare_views(split, VIEW_SIZE)
-    pictures = torch.from_numpy(np.stack([views.view(row) for row in range(len(views))]))
     said: dict[str, np.ndarray] = {
         "label": np.asarray(split["label"][:]),
         "slice": np.asarray(split["slice"][:]),
         "group": np.asarray(split["patient_group"][:]),
     }
     exact = prepare_views(split, model.image_size)  # resized by Pillow, as the model's own processor does
-    altered = altered_views(pictures)
-    altered["clean"] = [torch.from_numpy(np.stack([exact.view(row) for row in range(len(exact))]))]
-    for name, looks in altered.items():
+    clean = torch.from_numpy(np.stack([exact.view(row) for row in range(len(exact))]))
+    for name, looks in {**altered, "clean": [clean]}.items():
         answers = np.stack([_probabilities(model, look) for look in looks])
         said[name] = answers if name == "other look" else answers[0]
     return said

@@ -17,8 +17,8 @@ class TumourMaskHead(nn.Module):
     """Where the tumour is, from all stages: a feature pyramid that ends in one logit per position of the finest stage.
 
     Each stage goes through a 1×1 convolution to one width; from the deepest on, the sum so far is upsampled and added
-    to the next finer stage (bilinearly); a 3×3 convolution and a 1×1 convolution read the mask off. Group normalisation,
-    so an image's mask depends on no other image. width · Σ C_i + 9 · width² parameters and a few more.
+    to the next finer stage (bilinearly); a 3×3 convolution and a 1×1 convolution read the mask off. Group
+    normalisation, so an image's mask depends on no other image. width · Σ C_i + 9 · width² parameters and a few more.
 
     Reference: Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017 (arXiv 1612.03144), for the
     top-down path.

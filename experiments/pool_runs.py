@@ -1,0 +1,201 @@
+#!/usr/bin/env python
+"""Pool the test predictions that `many_runs.py` left: folds into one sample of patients, seeds into means.
+
+    python experiments/pool_runs.py RUNS experiments/plans/folds.yaml --split test --json experiments/folds.json
+
+Each line of the table is one entry of the plan. Within a seed, the slices of all folds are one sample. Intervals draw
+patient groups with replacement, the same draws for all lines; a figure of a draw is the mean over the seeds. So they
+say how far other patients would move the figure; the standard deviation over seeds is given apart. A difference is
+taken draw by draw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from many_runs import planned
+from sklearn.metrics import balanced_accuracy_score
+
+from hf_kdmri.evaluation.calibration import expected_calibration_error, fit_temperature, log_probabilities
+from hf_kdmri.evaluation.report import markdown_table
+from hf_kdmri.evaluation.statistics.bootstrap import Draws, draw_counts, draw_metrics, estimate
+from hf_kdmri.evaluation.statistics.significance import permutation_test
+
+DRAWS = 2000
+LABELS = ("meningioma", "glioma", "pituitary")
+Sample = dict[str, np.ndarray]
+
+
+def main() -> None:
+    """Read, pool, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, help="folder that many_runs.py wrote")
+    parser.add_argument("plan", type=Path, help="its plan")
+    parser.add_argument("--split", choices=["validation", "test"], default="validation", help="(default: %(default)s)")
+    parser.add_argument("--against", nargs="+", default=[], metavar="A:B", help="differences A minus B, by plan names")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    arguments = parser.parse_args()
+    told: dict[str, Any] = {"split": arguments.split, "entries": {}, "differences": {}}
+    pooled: dict[str, list[Sample]] = {}
+    drawn: dict[str, Draws] = {}
+    for entry in yaml.safe_load(arguments.plan.read_text(encoding="utf-8"))["runs"]:
+        samples = seeds_of(entry, arguments)
+        if not samples:
+            continue
+        name = short(entry["name"])
+        pooled[name] = samples
+        drawn[name], told["entries"][name] = scores(samples)
+    for pair in arguments.against:
+        one, other = pair.split(":")
+        told["differences"][pair] = difference(pooled, drawn, one, other)
+    print(table(told))
+    for pair, row in told["differences"].items():
+        low, high = row["accuracy"]["interval"] or (float("nan"),) * 2
+        print(
+            f"{pair}: accuracy {100 * row['accuracy']['value']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}), "
+            f"permutation p by seed {', '.join(f'{p:.3f}' for p in row['permutation_p'])}"
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def short(name: str) -> str:
+    """An entry's name without its fold and seed."""
+    return name.replace("-f{fold}", "").replace("-s{seed}", "")
+
+
+def seeds_of(entry: dict[str, Any], arguments: argparse.Namespace) -> list[Sample]:
+    """One pooled sample for each seed whose folds are all there."""
+    plan = list(planned(arguments.plan))
+    samples = []
+    for seed in entry.get("seeds", [42]):
+        names = [entry["name"].format(fold=fold, seed=seed) for fold in entry.get("folds", [0])]
+        assert all(any(run["name"] == name for run in plan) for name in names)
+        files = [arguments.runs / f"{name}.npz" for name in names]
+        parts = [dict(np.load(file)) for file in files if file.is_file()]
+        if len(parts) < len(names) or any(f"{arguments.split} label" not in part for part in parts):
+            continue
+        samples.append(pool(parts, arguments.split))
+    return samples
+
+
+def pool(parts: list[Sample], split: str) -> Sample:
+    """Join the folds, each with the temperature that its validation slices ask for."""
+    sample: Sample = {}
+    for key in ("label", "slice", "group", "clean", "cropped"):
+        sample[key] = np.concatenate([part[f"{split} {key}"] for part in parts])
+    sample["other look"] = np.concatenate([part[f"{split} other look"] for part in parts], axis=1)
+    sample["fold"] = np.concatenate([np.full(len(part[f"{split} label"]), fold) for fold, part in enumerate(parts)])
+    sample["scaled"] = np.concatenate([scaled(part, split) for part in parts])
+    return sample
+
+
+def scaled(part: Sample, split: str) -> np.ndarray:
+    """Probabilities of one fold after temperature scaling; as they are where no validation slice is wrong."""
+    said, labels = log_probabilities(part["validation clean"]), part["validation label"]
+    if (said.argmax(1) == labels).all():
+        return part[f"{split} clean"]
+    fitted = fit_temperature(said, labels, split="validation", groups=None)
+    logits = log_probabilities(part[f"{split} clean"]) / fitted.value
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    return p / p.sum(1, keepdims=True)
+
+
+def draws_of(sample: Sample, key: str = "clean") -> tuple[Draws, Draws, int]:
+    """Metrics over slices and over patients in every draw, and the number of patient groups."""
+    groups, index = np.unique(sample["group"], return_inverse=True)
+    counts = draw_counts(len(groups), DRAWS, seed=0)
+    p = sample[key].astype(np.float64)
+    slices = draw_metrics(p, sample["label"], index, counts)
+    of_patients = np.stack([p[index == g].mean(0) for g in range(len(groups))])
+    labels = np.array([sample["label"][index == g][0] for g in range(len(groups))])
+    return slices, draw_metrics(of_patients, labels, np.arange(len(groups)), counts), len(groups)
+
+
+def scores(samples: list[Sample]) -> tuple[Draws, dict[str, Any]]:
+    """An entry's figures: the mean over seeds with its interval over patients, and the spread over seeds."""
+    each = [draws_of(sample) for sample in samples]
+    groups = each[0][2]
+    mean = {name: np.mean([slices[name] for slices, _, _ in each], axis=0) for name in each[0][0]}
+    patients = np.mean([of_patients["accuracy"] for _, of_patients, _ in each], axis=0)
+    per_class = mean["recall_per_class"]
+
+    def over_seeds(values: list[float]) -> dict[str, float]:
+        return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
+
+    told = {
+        "seeds": len(samples),
+        "slices": len(samples[0]["label"]),
+        "patient_groups": groups,
+        **{name: estimate(mean[name], groups) for name in ("accuracy", "macro_f1", "balanced_accuracy")},
+        "patient_accuracy": estimate(patients, groups),
+        "recall": {label: estimate(per_class[:, c], groups) for c, label in enumerate(LABELS)},
+        "accuracy_over_seeds": over_seeds([float(slices["accuracy"][0]) for slices, _, _ in each]),
+        "accuracy_by_fold": [
+            float(np.mean([(s["clean"].argmax(1) == s["label"])[s["fold"] == fold].mean() for s in samples]))
+            for fold in range(int(samples[0]["fold"].max()) + 1)
+        ],
+        "ece": over_seeds([expected_calibration_error(s["clean"], s["label"]) for s in samples]),
+        "ece_scaled": over_seeds([expected_calibration_error(s["scaled"], s["label"]) for s in samples]),
+        "balanced_cropped": over_seeds([balanced(s, "cropped") for s in samples]),
+        "balanced_other_look": over_seeds([balanced(s, "other look") for s in samples]),
+    }
+    return mean, told
+
+
+def balanced(sample: Sample, key: str) -> float:
+    """Balanced accuracy on altered slices; the mean over the looks where there are several."""
+    looks = sample[key] if sample[key].ndim == 3 else sample[key][None]
+    return float(np.mean([balanced_accuracy_score(sample["label"], look.argmax(1)) for look in looks]))
+
+
+def difference(pooled: dict[str, list[Sample]], drawn: dict[str, Draws], one: str, other: str) -> dict[str, Any]:
+    """Entry `one` minus entry `other`: intervals over patients of the seeds' mean, and a permutation test per seed."""
+    groups, index = np.unique(pooled[one][0]["group"], return_inverse=True)
+    told: dict[str, Any] = {
+        name: estimate(drawn[one][name] - drawn[other][name], len(groups)) for name in ("accuracy", "macro_f1")
+    }
+    told["recall"] = {
+        label: estimate(drawn[one]["recall_per_class"][:, c] - drawn[other]["recall_per_class"][:, c], len(groups))
+        for c, label in enumerate(LABELS)
+    }
+    told["permutation_p"] = []
+    for first, second in zip(pooled[one], pooled[other], strict=False):
+        assert (first["slice"] == second["slice"]).all()
+        predicted = first["clean"].argmax(1), second["clean"].argmax(1)
+        tested = permutation_test(*predicted, first["label"], index, classes=len(LABELS))
+        told["permutation_p"].append(tested["accuracy"])
+    return told
+
+
+def table(told: dict[str, Any]) -> str:
+    """The figures for people."""
+
+    def cell(row: dict[str, Any]) -> str:
+        value = f"{100 * row['value']:.1f}"
+        return (
+            value if row["interval"] is None else value + " ({:.1f}–{:.1f})".format(*(100 * v for v in row["interval"]))
+        )
+
+    heading = ["", "Seeds", "Accuracy, %", "SD over seeds", "By fold", "Macro F1, %", *LABELS, "Patients right, %"]
+    heading += ["ECE", "scaled", "Cropped", "Other look"]
+    lines = [
+        [
+            name, str(row["seeds"]), cell(row["accuracy"]), f"{100 * row['accuracy_over_seeds']['sd']:.1f}",
+            " ".join(f"{100 * value:.1f}" for value in row["accuracy_by_fold"]), cell(row["macro_f1"]),
+            *(cell(row["recall"][label]) for label in LABELS), cell(row["patient_accuracy"]),
+            f"{row['ece']['mean']:.3f}", f"{row['ece_scaled']['mean']:.3f}",
+            f"{100 * row['balanced_cropped']['mean']:.1f}", f"{100 * row['balanced_other_look']['mean']:.1f}",
+        ]
+        for name, row in told["entries"].items()
+    ]  # fmt: skip
+    return markdown_table(heading, lines)
+
+
+if __name__ == "__main__":
+    main()
