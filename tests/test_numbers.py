@@ -11,10 +11,22 @@ from torch.utils.data import Dataset
 
 import hf_kdmri.distillation.terms as terms
 from hf_kdmri.training.checkpoints import checkpoints_in, damage_of
-from hf_kdmri.training.numbers import FEWEST_STEPS, NotFiniteError, NumberWatch
+from hf_kdmri.training.numbers import FEWEST_STEPS, NotFiniteError, NumberWatch, _Step
 from tests.tiny import tiny_model, tiny_trainer, tiny_views
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+class LateEvent:
+    """As a GPU's that has not come that far: known only to whoever waits."""
+
+    waited = False
+
+    def query(self) -> bool:
+        return self.waited
+
+    def synchronize(self) -> None:
+        self.waited = True
 
 
 class FloatViews(Dataset):
@@ -124,3 +136,15 @@ def test_on_a_gpu_the_look_comes_late_and_before_weights_are_kept():
             value = torch.tensor(torch.nan if step == 5 else 1.0, device="cuda")
             watch.look(step, {"ce": value}, torch.tensor([step, step], device="cuda"))
         watch.settle()
+
+
+def test_numbers_on_their_way_from_a_gpu_are_waited_for_in_the_next_step():
+    told: list[int] = []
+    watch = NumberWatch(lambda positions: told.extend(positions) or positions, spike_factor=0, on_spike=print)
+    late = LateEvent()
+    watch._pending.append(_Step(1, ("ce",), torch.tensor([torch.nan]), torch.tensor([5, 6]), late))
+    watch._judge(wait_for_all=False)  # in the same step nobody waits
+    assert not late.waited
+    with pytest.raises(NotFiniteError, match="the term ce .* is nan at step 1, on images 5, 6"):
+        watch.look(2, {"ce": torch.tensor(1.0)}, None)
+    assert late.waited

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 WINDOW = 100  # steps whose median a loss is compared with
 FEWEST_STEPS = 20  # before that, losses fall too fast to have a usual height
 GRADIENT = "gradient"
-_LONGEST_LAG = 8  # steps that an accelerator may run ahead of the look at its numbers
 _SHOWN_IMAGES = 64
 
 
@@ -36,8 +35,9 @@ class NumberWatch:
     """Look at the loss of every step.
 
     On a CPU this happens in the step itself, before the backward pass. On a GPU the numbers are copied aside and looked
-    at when they have come, at most 8 steps later, so that no step waits; before a checkpoint all are waited for. Each
-    process looks at its own batches.
+    at when they have come, at the latest when the next step's loss is on its way and so before the next optimiser step:
+    what the host then waits for lies behind work that is still queued, so the GPU never runs dry. Before a checkpoint
+    all are waited for. Each process looks at its own batches.
 
     Args:
         names_of: the data set's name of each image at a position, for messages.
@@ -65,7 +65,7 @@ class NumberWatch:
             index: (B,) positions of the images in the data set, or None where they are not known.
 
         Raises:
-            NotFiniteError: a term of this batch or, on a GPU, of one a few steps before.
+            NotFiniteError: a term of this batch or, on a GPU, of the step before.
         """
         values, copied = torch.stack([term.detach().float() for term in weighted.values()]), None
         if values.device.type == "cuda":
@@ -92,7 +92,7 @@ class NumberWatch:
         while self._pending:
             oldest = self._pending[0]
             if oldest.copied is not None and not oldest.copied.query():
-                if not wait_for_all and len(self._pending) <= _LONGEST_LAG:
+                if not wait_for_all and oldest.number == self._pending[-1].number:
                     return
                 oldest.copied.synchronize()
             self._judge_one(self._pending.popleft())
