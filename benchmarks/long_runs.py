@@ -38,6 +38,7 @@ from timing import circumstances
 from hf_kdmri.shipped import shipped_student
 
 _EVERY = 30.0  # seconds
+_FEWEST = 20  # samples
 _WARM_UP = 0.1  # of the time
 _MEBIBYTE = 2**20
 
@@ -83,6 +84,7 @@ def watch(process: psutil.Process, until: float) -> list[dict[str, float]]:
     """Resident memory, handles and threads of a process and its children, twice a minute until it ends."""
     samples: list[dict[str, float]] = []
     begun = time.monotonic()
+    every = min(_EVERY, (until - begun) / _FEWEST)
     while time.monotonic() < until:
         try:
             family = [process, *process.children(recursive=True)]
@@ -97,7 +99,7 @@ def watch(process: psutil.Process, until: float) -> list[dict[str, float]]:
         except psutil.NoSuchProcess:
             if not process.is_running():
                 break
-        time.sleep(min(_EVERY, max(0.0, until - time.monotonic())))
+        time.sleep(min(every, max(0.0, until - time.monotonic())))
     return samples
 
 

@@ -40,6 +40,7 @@ COMMANDS = {
     "scaling": "--measure --teacher test_resnet --student test_vit --image_size 64 --batch_size 8 --rounds 2",
     "streaming": "--slices 640 --batch_size 64 --shards 4 --buffer 50",
     "kill_anywhere": "--count 1 --kinds sigkill",
+    "long_runs": "serve --model {teacher} --minutes 0.05 --clients 2",
     "serving": "--model {teacher} --picture_size 64 --clients 2 --seconds 0.5 --repeats 1",
 }
 NEEDS_MORE = {

@@ -53,6 +53,7 @@ def main() -> None:
     for pair in arguments.against:
         one, other = pair.split(":")
         told["differences"][pair] = difference(pooled, drawn, one, other)
+    told["runs"] = {run["name"]: history(arguments.runs / run["name"]) for run in planned(arguments.plan)}
     print(table(told))
     for pair, row in told["differences"].items():
         low, high = row["accuracy"]["interval"] or (float("nan"),) * 2
@@ -62,6 +63,21 @@ def main() -> None:
         )
     if arguments.json:
         arguments.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def history(run: Path) -> dict[str, Any]:
+    """A run's epochs so far, its seconds and its validation accuracy after each epoch; empty where it never began."""
+    file = run / "history.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    validated = [row for row in rows if "eval_accuracy" in row]
+    if not validated:
+        return {}
+    return {
+        "epochs": validated[-1]["epoch"],
+        "seconds": round(validated[-1]["seconds"], 1),
+        "validation_accuracy": [round(row["eval_accuracy"], 4) for row in validated],
+        "finished": run.with_suffix(".npz").is_file(),
+    }
 
 
 def short(name: str) -> str:
