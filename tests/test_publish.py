@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -301,10 +302,9 @@ def test_a_silent_hub_ends_in_an_error(folder, hub) -> None:
 
 def test_an_interrupted_push_says_what_is_there(folder, hub) -> None:
     def interrupt(hub, request, handle):
-        import _thread
-
-        _thread.interrupt_main()
-        hub.closing.wait(1)
+        # A real signal, which breaks off the wait for an answer; `_thread.interrupt_main` is only seen after it.
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        hub.closing.wait(30)
         return handle()
 
     hub.faults.append(Fault(COMMIT, interrupt))
