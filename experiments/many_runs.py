@@ -1,14 +1,15 @@
 #!/usr/bin/env python
 """Train the many models of a plan side by side, on one GPU or CPU, until they are done or the time is.
 
-    python experiments/many_runs.py experiments/plans/search.yaml --out RUNS --data_dir DIR --jobs 14 --seconds 180
+    python experiments/many_runs.py experiments/plans/folds.yaml --out RUNS --data_dir DIR --jobs 14 --seconds 425
 
 A plan is a YAML file: `options` shared by all, and `runs`, each with a `name`, a `stage` (teacher, baseline or
 student), `options` of its own, the name of its `teacher`, and the `folds` and `seeds` it is repeated over; `{fold}`
 and `{seed}` in names are filled in. `split: all` instead of a fold trains on everything but fold 0's validation slices.
 Each model is trained by the same functions as by `train_kd.py`, and predicts afterwards: the validation slices, as they
 are and altered (`altered_views.py`), and, where the plan says `test: true`, the test slices. Runs are begun in the
-order of the plan; what is finished is not done again, so the next plan can go on from the teachers of the last.
+order of the plan; what is finished is not done again, so the next plan can go on from the teachers of the last. What
+was broken off begins anew, or at its last checkpoint if the plan has any written (`save_strategy`).
 
 For each run `RUNS/NAME` holds the model and its history, `RUNS/NAME.npz` the predictions.
 """
@@ -19,6 +20,7 @@ import argparse
 import contextlib
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -68,6 +70,7 @@ def main() -> None:
     # Without sight of a GPU: whoever has looked at one cannot fork. Neither does this process; only the workers do.
     subprocess.run([sys.executable, *sys.argv, "--prepare_only"], check=True, env={**os.environ, **_NO_GPU})
     print(f"data prepared, {time.monotonic() - begun:.0f} s", flush=True)
+    shutil.rmtree(claims_of(arguments), ignore_errors=True)  # of runs that were broken off
     workers = [_FORK.Process(target=work, args=(arguments,)) for _ in range(arguments.jobs)]
     for worker in workers:
         worker.start()
@@ -144,16 +147,16 @@ def run_options(run: dict[str, Any], arguments: argparse.Namespace) -> RunOption
 def work(arguments: argparse.Namespace) -> None:
     """Take one run after the other until none is left."""
     torch.set_num_threads(1)
-    claims = arguments.out / f"claims-{arguments.plan.stem}"
+    claims = claims_of(arguments)
     claims.mkdir(exist_ok=True)
     runs = list(planned(arguments.plan))
     while True:
         waiting = False
         for run in runs:
-            if (claims / run["name"]).exists():
+            if (claims / run["name"]).exists() or (arguments.out / f"{run['name']}.npz").is_file():
                 continue
             if "teacher" in run and not (arguments.out / run["teacher"] / "teacher").is_dir():
-                waiting = True
+                waiting = waiting or not (claims / run["teacher"] / "failed").exists()
                 continue
             try:
                 (claims / run["name"]).mkdir()
@@ -164,12 +167,18 @@ def work(arguments: argparse.Namespace) -> None:
                 result = one_run(run, arguments)
                 print(f"{run['name']}: {result}, {time.monotonic() - begun:.0f} s", flush=True)
             except Exception:
+                (claims / run["name"] / "failed").touch()
                 print(f"{run['name']}: FAILED\n{traceback.format_exc()}", flush=True)
             break
         else:
             if not waiting:
                 return
             time.sleep(1)
+
+
+def claims_of(arguments: argparse.Namespace) -> Path:
+    """Where workers tell each other what they have taken."""
+    return arguments.out / f"claims-{arguments.plan.stem}"
 
 
 def one_run(run: dict[str, Any], arguments: argparse.Namespace) -> str:
@@ -194,7 +203,9 @@ def one_run(run: dict[str, Any], arguments: argparse.Namespace) -> str:
                 model, data.splits[split], altered_of(split, data, options, arguments.out)
             ).items()
         }
-    np.savez_compressed(arguments.out / f"{run['name']}.npz", **kept)
+    written = folder.path / "predictions.npz"
+    np.savez_compressed(written, **kept)
+    written.replace(arguments.out / f"{run['name']}.npz")
     right = {
         name: (kept[f"validation {name}"].argmax(-1) == kept["validation label"]).mean()
         for name in ("clean", "cropped", "other look")
