@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from importlib.metadata import version
 
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 from PIL import Image
 
 from hf_kdmri.export import ExportError, export_onnx, export_openvino, quantize_onnx
@@ -47,6 +49,11 @@ def test_int8_is_near_float32_at_every_batch_size(architecture, tmp_path) -> Non
 
     source = export_onnx(save_student(tmp_path / "student", architecture), tmp_path / "float32.onnx")
     images = pictures(24)
+    if architecture == "test_vit" and Version(version("onnxruntime")) < Version("1.32"):
+        with pytest.raises(ExportError, match=r"computes this network wrongly in 8 bits.*Update onnxruntime"):
+            quantize_onnx(source, tmp_path / "new" / "int8.onnx", images, source="blobs")
+        assert not (tmp_path / "new").exists()
+        return
     report = quantize_onnx(source, tmp_path / "new" / "int8.onnx", images, source="blobs")
     before, after = OnnxImageClassifier(source), OnnxImageClassifier(tmp_path / "new" / "int8.onnx")
     graph = onnx.load(tmp_path / "new" / "int8.onnx").graph

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -123,6 +125,9 @@ def test_forward_loss_and_backward(tmp_path: Path, losses: dict[str, Any], monke
     assert not waits_of(lambda: trainer.compute_loss(trainer.model, batch).backward())
 
 
+@pytest.mark.skipif(
+    Version(version("kornia")) < Version("0.9"), reason="kornia before 0.9 inverts matrices with a check that waits"
+)
 def test_views_are_drawn_on_the_host_and_applied_without_looking():
     """What is left are constants of kornia's warp, one small copy each."""
     views, masks = (

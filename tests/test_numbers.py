@@ -145,6 +145,6 @@ def test_numbers_on_their_way_from_a_gpu_are_waited_for_in_the_next_step():
     watch._pending.append(_Step(1, ("ce",), torch.tensor([torch.nan]), torch.tensor([5, 6]), late))
     watch._judge(wait_for_all=False)  # in the same step nobody waits
     assert not late.waited
-    with pytest.raises(NotFiniteError, match="the term ce .* is nan at step 1, on images 5, 6"):
+    with pytest.raises(NotFiniteError, match=r"the term ce .* is nan at step 1, on images 5, 6"):
         watch.look(2, {"ce": torch.tensor(1.0)}, None)
     assert late.waited

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -28,6 +29,7 @@ Item = TypeVar("Item")
 MAX_DROP = 0.3  # points of accuracy
 MIN_LABELLED = 300  # fewer images say nothing about a drop of that size
 _BATCH = 8
+_LEAST_SPREAD = 0.05  # of the logits over the images, a share of float32's
 _EXTRA = ("onnx", "onnxruntime")
 
 
@@ -116,7 +118,8 @@ def quantize_onnx(
     Raises:
         ImportError: the extra `onnx` is not installed.
         ValueError: no images, or the file is not one of ours or is int8 already.
-        ExportError: the accuracy fell by more than `max_drop`, or nothing could be quantised; nothing is written.
+        ExportError: the accuracy fell by more than `max_drop`, the int8 file says the same of every image, or nothing
+            could be quantised; nothing is written.
     """
     require(_EXTRA, "onnx", "int8 export")
     import onnx
@@ -137,6 +140,7 @@ def quantize_onnx(
         onnx.helper.set_model_props(model, facts)
         onnx.save_model(model, unchecked)
         after = OnnxImageClassifier(unchecked)
+        _refuse_one_answer(before, after, batches)
         report = QuantizationReport(
             calibration_images=sum(map(len, batches)),
             reduce_range=reduce_range,
@@ -195,6 +199,28 @@ def _choose(nodes: Sequence[onnx.NodeProto]) -> tuple[list[str], list[str] | Non
     return convolutions[:1] + products[-1:], ["Conv", "Gemm", "MatMul"] if attention else None
 
 
+def _refuse_one_answer(before: OnnxImageClassifier, after: OnnxImageClassifier, batches: Sequence[Tensor]) -> None:
+    """Refuse a file that says the same of every image, or no number.
+
+    Raises:
+        ExportError: it does.
+    """
+    import onnxruntime
+
+    expected = torch.cat([before.logits(batch) for batch in batches])
+    said = torch.cat([after.logits(batch) for batch in batches])
+    if not bool(said.isfinite().all()):
+        raise ExportError("the int8 file's logits are not finite. Nothing was written. Use the float32 file")
+    spread, kept = (float(logits.std(dim=0, correction=0).mean()) for logits in (expected, said))
+    if kept < _LEAST_SPREAD * spread:
+        raise ExportError(
+            f"the int8 file says the same of all {len(expected)} images (logits vary by {kept:.2g}, in float32 by "
+            f"{spread:.2g}): onnxruntime {onnxruntime.__version__} computes this network wrongly in 8 bits, as "
+            "releases before 1.32 do with some transformers. Nothing was written. Update onnxruntime, or use the "
+            "float32 file"
+        )
+
+
 def _measure(
     before: OnnxImageClassifier,
     after: OnnxImageClassifier,
@@ -224,8 +250,6 @@ def _classes(
 ) -> NDArray[np.integer]:
     """(3, B): what one says, what the other says, what is true."""
     first, second = before.logits(pixel_values), after.logits(pixel_values)
-    if not bool(second.isfinite().all()):
-        raise ExportError("the int8 file's logits are not finite. Nothing was written. Use the float32 file")
     return np.stack([first.argmax(1).numpy(), second.argmax(1).numpy(), np.asarray(truth)])
 
 
