@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from hf_kdmri.data.picture_limits import PictureError
 from hf_kdmri.data.pictures import decode_picture, doubt
+from hf_kdmri.foreign_models import check_foreign_model
 from hf_kdmri.hub_names import check_model_name
 from hf_kdmri.whole_files import write_whole
 
@@ -76,6 +77,7 @@ class ImageClassifier:
         transformers_logging.disable_progress_bar()
         check_model_name(model)
         try:
+            check_foreign_model(model)
             self.processor = AutoImageProcessor.from_pretrained(
                 model,
                 backend="pil",  # the one timm_wrapper has
@@ -86,9 +88,10 @@ class ImageClassifier:
             )
             if info["missing_keys"]:  # transformers would draw them at random and only log it
                 raise ValueError(f"{len(info['missing_keys'])} weights are missing; save or download it again")
-            self.model = loaded.eval().to(device)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
             raise ValueError(f"cannot load a classifier from {model!r}: {error}") from error
+        try:
+            self.model = loaded.eval().to(device)
         except (RuntimeError, AssertionError) as error:  # torch, for a device that is not there
             raise ValueError(f"cannot use the device {device!r}: {error}. Try --device cpu") from error
         self.labels = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]

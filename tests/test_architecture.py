@@ -11,7 +11,8 @@ from tests.conftest import ROOT
 
 # Belongs to no room: any may import it.
 COMMON = {"hf_kdmri"} | {
-    f"hf_kdmri/{name}.py" for name in ("hub_names", "lazy_names", "secrets", "shipped", "whole_files", "wording")
+    f"hf_kdmri/{name}.py"
+    for name in ("foreign_models", "hub_names", "lazy_names", "secrets", "shipped", "whole_files", "wording")
 }
 PACKAGES = {"hf_kdmri", "dataset_script", "model_cards"}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hf_kdmri import StudentForImageClassification
+from hf_kdmri.training.job import _refuse_other_data
 from hf_kdmri.training.options import OptionError, parse_options
 from hf_kdmri.training.run_folder import RunFolder
 from tests.conftest import LABELS
@@ -92,3 +93,17 @@ def test_metrics_mark_the_end(tmp_path: Path):
     assert run.read_metrics() is None
     run.write_metrics({"a": 1})
     assert run.read_metrics() == {"a": 1} == json.loads((tmp_path / "metrics.json").read_text())
+
+
+def test_other_images_than_the_run_was_begun_with_are_refused(tmp_path: Path):
+    run = RunFolder(tmp_path)
+    begun = {"train": {"images": 28, "sha256": "a"}, "test": {"images": 8, "sha256": "b"}}
+    _refuse_other_data(run, begun)  # of a new run
+    run.add_launch({"command": "train_kd.py"}, begun)
+    _refuse_other_data(run, dict(begun))
+    with pytest.raises(
+        OptionError, match=r"begun with other data \(train 28 images then and 12 now; .*--overwrite_outp"
+    ):
+        _refuse_other_data(run, {**begun, "train": {"images": 12, "sha256": "c"}})
+    with pytest.raises(OptionError, match="test 8 images then and 8 now"):
+        _refuse_other_data(run, {**begun, "test": {"images": 8, "sha256": "regrouped"}})

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from hf_kdmri.data import npy_picture
 from hf_kdmri.data.dicom import is_dicom, looks_like_dicom, read_dicom
-from hf_kdmri.data.picture_limits import PictureError, check_size
+from hf_kdmri.data.picture_limits import MAX_PIXELS, PictureError, check_size
 from hf_kdmri.data.pixels import window_to_uint8
 from hf_kdmri.wording import counted
 
@@ -123,6 +123,10 @@ def decode_picture(encoded: bytes, *, refuse_constant: bool = False) -> Image.Im
             image = ImageOps.exif_transpose(opened)
     except PictureError:
         raise
+    except Image.DecompressionBombError as error:  # before its size could be asked for
+        raise PictureError(
+            f"has far more than the {MAX_PIXELS:,} pixels that are read; save the slice at its own size"
+        ) from error
     except Exception as error:  # Pillow's parsers raise whatever damaged bytes lead them to
         raise _unreadable(error, encoded) from error
     return to_8_bit(image, refuse_constant=refuse_constant)

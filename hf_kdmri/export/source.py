@@ -19,6 +19,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel, TimmW
 from transformers.utils import logging as transformers_logging
 
 import hf_kdmri
+from hf_kdmri.foreign_models import check_foreign_model
 from hf_kdmri.hub_names import check_model_name
 from hf_kdmri.inference import TEMPERATURE_KEY
 
@@ -69,6 +70,7 @@ class SourceModel:
             ValueError: there is no such model, or it is no timm_wrapper classifier.
         """
         check_model_name(model)
+        check_foreign_model(model)
         transformers_logging.disable_progress_bar()
         loaded = AutoModelForImageClassification.from_pretrained(
             model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False

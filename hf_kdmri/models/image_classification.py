@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from hf_kdmri.foreign_models import check_foreign_model
 from hf_kdmri.models.stages import stage_channels, stage_indices
 from hf_kdmri.models.timm_network import check_architecture, create_network
 from hf_kdmri.wording import counted
@@ -196,9 +197,14 @@ class TimmClassifier(TimmWrapperForImageClassification):
             The model in eval mode; with `output_loading_info=True`, also a dict of what was found.
 
         Raises:
-            OSError: no `model.safetensors` there; files of pickles (`.bin`) are not read, as they can run code.
-            ValueError: the checkpoint lacks weights, which transformers would draw at random and only log.
+            OSError: no `model.safetensors` there.
+            ValueError: files of pickles (`.bin`), which are not read, as they can run code; a configuration that names
+                code or other files; or the checkpoint lacks weights, which transformers would draw at random and only
+                log.
         """
+        if pretrained_model_name_or_path is not None:
+            where = {name: kwargs[name] for name in ("revision", "subfolder", "token", "cache_dir") if name in kwargs}
+            check_foreign_model(pretrained_model_name_or_path, **where)
         asked = kwargs.pop("output_loading_info", False)
         kwargs["use_safetensors"] = True
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)

@@ -103,7 +103,9 @@ def run_fold(options: RunOptions, run: RunFolder, state: PartialState, *, alone:
             check_model_name(options.model.teacher)  # now, not after the data are prepared
         data = prepare_data(options, run, state)
         if state.is_main_process:
-            run.add_launch(_environment(options), data_fingerprint(data.splits))
+            fingerprint = data_fingerprint(data.splits)
+            _refuse_other_data(run, fingerprint)
+            run.add_launch(_environment(options), fingerprint)
         if not alone and data.own is not None and "test" not in data.own.drawn:
             raise ValueError(
                 "--folds needs a test split that is dealt here, but the set brings its own; give --group_column to "
@@ -116,6 +118,28 @@ def run_fold(options: RunOptions, run: RunFolder, state: PartialState, *, alone:
         state.print(f"Teacher: {run.model_folder('teacher')}  (give it as --teacher to other runs)")
     else:
         evaluate(options, run, data, models, state, alone=alone)
+
+
+def _refuse_other_data(run: RunFolder, now: Mapping[str, Any]) -> None:
+    """Refuse to go on with other images than the run was begun with.
+
+    Its finished models may have trained on some that are tested on now.
+
+    Raises:
+        OptionError: the images, their classes or their patients are others.
+    """
+    then = (run.read_environment() or {}).get("data")
+    if then is None or then == now:
+        return
+    changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+    counts = ", ".join(
+        f"{name} {then.get(name, {}).get('images', 0)} images then and {now.get(name, {}).get('images', 0)} now"
+        for name in changed
+    )
+    raise OptionError(
+        f"{run.path} was begun with other data ({counts}; images, classes or patients differ): give it that "
+        "data again, choose another --output_dir, or begin anew with --overwrite_output_dir"
+    )
 
 
 def _environment(options: RunOptions) -> dict[str, Any]:
