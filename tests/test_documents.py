@@ -17,6 +17,7 @@ from tests.conftest import ROOT
 def pages() -> list[Path]:
     found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
     found += [path for path in (ROOT / "dataset_script").glob("*.md") if path.name != "dataset_card.md"]
+    found += (ROOT / "models").rglob("README.md")
     return sorted(found)
 
 
