@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -300,6 +301,15 @@ def test_a_silent_hub_ends_in_an_error(folder, hub) -> None:
     push_folder(folder, "jane/x")
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own answer to Ctrl-C, which a process that a shell started in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupted_push_says_what_is_there(folder, hub) -> None:
     def interrupt(hub, request, handle):
         # A real signal, which breaks off the wait for an answer; `_thread.interrupt_main` is only seen after it.
