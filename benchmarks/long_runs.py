@@ -9,7 +9,7 @@ several kinds and sizes, and every tenth broken, empty or too large, which it mu
 a process that is there, its children counted in, until it ends or the minutes are over. Either takes the resident
 memory, the open file handles and the threads twice a minute.
 
-A growth is told as megabytes an hour, the slope of a straight line through what was seen after the first tenth of the
+A growth is told as MiB an hour, the slope of a straight line through what was seen after the first tenth of the
 time, in which models, buffers and kernels are made.
 """
 
@@ -97,14 +97,14 @@ def watch(process: psutil.Process, until: float) -> list[dict[str, float]]:
                 }
             )
         except psutil.NoSuchProcess:
-            if not process.is_running():
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
                 break
         time.sleep(min(every, max(0.0, until - time.monotonic())))
     return samples
 
 
 def growth(samples: list[dict[str, float]]) -> dict[str, float]:
-    """Memory, handles and threads after the warm-up: at first, at last, at most; and megabytes an hour."""
+    """Memory, handles and threads after the warm-up: at first, at last, at most; and MiB an hour."""
     kept = samples[round(_WARM_UP * len(samples)) :]
     told: dict[str, float] = {"minutes": kept[-1]["seconds"] / 60, "samples": len(kept)}
     for name in ("mebibytes", "handles", "threads"):

@@ -21,9 +21,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from hf_kdmri.data.loading import load_slices
+from hf_kdmri.data.mat_file import LABEL_NAMES as LABELS
 from hf_kdmri.evaluation.report import markdown_table
 
-LABELS = ("meningioma", "glioma", "pituitary")
 FOLDS = range(5)
 
 
@@ -39,10 +39,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the tables here")
     arguments = parser.parse_args()
     rows = read(arguments)
+    median_area = np.median([row["area"] for row in rows])
     told = {
         "confusion": confusion(rows),
         "plane": by(rows, lambda row: row["plane"]),
-        "tumour": by(rows, lambda row: "small, below the median" if row["area"] < median_area(rows) else "large"),
+        "tumour": by(rows, lambda row: "small, below the median" if row["area"] < median_area else "large"),
         "glioma, id": by(
             [row for row in rows if row["label"] == 1],
             lambda row: "begins with MR" if row["pid"].startswith("MR") else "a number",
@@ -73,9 +74,7 @@ def read(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         test = load_slices(data_dir=arguments.data_dir, cache_dir=arguments.cache_dir, fold=fold)["test"]
         assert list(test["slice"]) == seeds[0]["test slice"].tolist()
         predicted = np.stack([seed["test clean"].argmax(1) for seed in seeds])
-        small = test.remove_columns([name for name in test.column_names if name in ("image", "mask")])
-        for place, row in enumerate(small):
-            mask = np.asarray(test[place]["mask"]) > 127
+        for place, row in enumerate(test.remove_columns("image")):
             rows.append(
                 {
                     "fold": fold,
@@ -86,17 +85,12 @@ def read(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     "group": row["patient_group"],
                     "label": row["label"],
                     "plane": test.features["plane"].names[row["plane"]],
-                    "area": float(mask.mean()),
+                    "area": float((np.asarray(row["mask"]) > 127).mean()),
                     "said": predicted[:, place].tolist(),
                     "wrong": float((predicted[:, place] != row["label"]).mean()),
                 }
             )
     return rows
-
-
-def median_area(rows: list[dict[str, Any]]) -> float:
-    """Median share of a slice that its tumour covers."""
-    return float(np.median([row["area"] for row in rows]))
 
 
 def confusion(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

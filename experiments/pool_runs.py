@@ -21,13 +21,21 @@ import yaml
 from many_runs import planned
 from sklearn.metrics import balanced_accuracy_score
 
-from hf_kdmri.evaluation.calibration import expected_calibration_error, fit_temperature, log_probabilities
+from hf_kdmri.data.mat_file import LABEL_NAMES as LABELS
+from hf_kdmri.evaluation.calibration import (
+    apply_temperature,
+    expected_calibration_error,
+    fit_temperature,
+    log_probabilities,
+)
+from hf_kdmri.evaluation.calibration.selective import patient_means
 from hf_kdmri.evaluation.report import markdown_table
 from hf_kdmri.evaluation.statistics.bootstrap import Draws, draw_counts, draw_metrics, estimate
 from hf_kdmri.evaluation.statistics.significance import permutation_test
+from hf_kdmri.evaluation.statistics.summary_tables import difference_cell, estimate_cell, p_cell
+from hf_kdmri.training.run_folder import RunFolder
 
 DRAWS = 2000
-LABELS = ("meningioma", "glioma", "pituitary")
 Sample = dict[str, np.ndarray]
 
 
@@ -56,20 +64,15 @@ def main() -> None:
     told["runs"] = {run["name"]: history(arguments.runs / run["name"]) for run in planned(arguments.plan)}
     print(table(told))
     for pair, row in told["differences"].items():
-        low, high = row["accuracy"]["interval"] or (float("nan"),) * 2
-        print(
-            f"{pair}: accuracy {100 * row['accuracy']['value']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}), "
-            f"permutation p by seed {', '.join(f'{p:.3f}' for p in row['permutation_p'])}"
-        )
+        p = ", ".join(map(p_cell, row["permutation_p"]))
+        print(f"{pair}: accuracy {difference_cell(row['accuracy'])} points, permutation p by seed {p}")
     if arguments.json:
         arguments.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 def history(run: Path) -> dict[str, Any]:
     """A run's epochs so far, its seconds and its validation accuracy after each epoch; empty where it never began."""
-    file = run / "history.jsonl"
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-    validated = [row for row in rows if "eval_accuracy" in row]
+    validated = [row for row in RunFolder(run).read_history() if "eval_accuracy" in row]
     if not validated:
         return {}
     return {
@@ -87,11 +90,9 @@ def short(name: str) -> str:
 
 def seeds_of(entry: dict[str, Any], arguments: argparse.Namespace) -> list[Sample]:
     """One pooled sample for each seed whose folds are all there."""
-    plan = list(planned(arguments.plan))
     samples = []
     for seed in entry.get("seeds", [42]):
         names = [entry["name"].format(fold=fold, seed=seed) for fold in entry.get("folds", [0])]
-        assert all(any(run["name"] == name for run in plan) for name in names)
         files = [arguments.runs / f"{name}.npz" for name in names]
         parts = [dict(np.load(file)) for file in files if file.is_file()]
         if len(parts) < len(names) or any(f"{arguments.split} label" not in part for part in parts):
@@ -117,19 +118,16 @@ def scaled(part: Sample, split: str) -> np.ndarray:
     if (said.argmax(1) == labels).all():
         return part[f"{split} clean"]
     fitted = fit_temperature(said, labels, split="validation", groups=None)
-    logits = log_probabilities(part[f"{split} clean"]) / fitted.value
-    p = np.exp(logits - logits.max(1, keepdims=True))
-    return p / p.sum(1, keepdims=True)
+    return apply_temperature(log_probabilities(part[f"{split} clean"]), fitted, groups=None)
 
 
-def draws_of(sample: Sample, key: str = "clean") -> tuple[Draws, Draws, int]:
+def draws_of(sample: Sample) -> tuple[Draws, Draws, int]:
     """Metrics over slices and over patients in every draw, and the number of patient groups."""
     groups, index = np.unique(sample["group"], return_inverse=True)
     counts = draw_counts(len(groups), DRAWS, seed=0)
-    p = sample[key].astype(np.float64)
+    p = sample["clean"].astype(np.float64)
     slices = draw_metrics(p, sample["label"], index, counts)
-    of_patients = np.stack([p[index == g].mean(0) for g in range(len(groups))])
-    labels = np.array([sample["label"][index == g][0] for g in range(len(groups))])
+    of_patients, labels, _ = patient_means(p, sample["label"], sample["group"].tolist())
     return slices, draw_metrics(of_patients, labels, np.arange(len(groups)), counts), len(groups)
 
 
@@ -191,20 +189,16 @@ def difference(pooled: dict[str, list[Sample]], drawn: dict[str, Draws], one: st
 
 def table(told: dict[str, Any]) -> str:
     """The figures for people."""
-
-    def cell(row: dict[str, Any]) -> str:
-        value = f"{100 * row['value']:.1f}"
-        return (
-            value if row["interval"] is None else value + " ({:.1f}–{:.1f})".format(*(100 * v for v in row["interval"]))
-        )
-
-    heading = ["", "Seeds", "Accuracy, %", "SD over seeds", "By fold", "Macro F1, %", *LABELS, "Patients right, %"]
+    heading = ["", "Seeds", "Accuracy", "SD over seeds", "By fold", "Macro F1", *LABELS, "Patients right"]
     heading += ["ECE", "scaled", "Cropped", "Other look"]
     lines = [
         [
-            name, str(row["seeds"]), cell(row["accuracy"]), f"{100 * row['accuracy_over_seeds']['sd']:.1f}",
-            " ".join(f"{100 * value:.1f}" for value in row["accuracy_by_fold"]), cell(row["macro_f1"]),
-            *(cell(row["recall"][label]) for label in LABELS), cell(row["patient_accuracy"]),
+            name, str(row["seeds"]), estimate_cell(row["accuracy"], "accuracy"),
+            f"{100 * row['accuracy_over_seeds']['sd']:.1f}",
+            " ".join(f"{100 * value:.1f}" for value in row["accuracy_by_fold"]),
+            estimate_cell(row["macro_f1"], "macro_f1"),
+            *(estimate_cell(row["recall"][label], "recall") for label in LABELS),
+            estimate_cell(row["patient_accuracy"], "accuracy"),
             f"{row['ece']['mean']:.3f}", f"{row['ece_scaled']['mean']:.3f}",
             f"{100 * row['balanced_cropped']['mean']:.1f}", f"{100 * row['balanced_other_look']['mean']:.1f}",
         ]

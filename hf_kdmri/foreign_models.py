@@ -8,7 +8,7 @@ from typing import Any
 import timm
 from transformers import PretrainedConfig
 
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _SAFE = ("model.safetensors", "model.safetensors.index.json")
 # Arguments of timm.create_model that open other files, or other repositories.
 _ELSEWHERE = {
@@ -20,7 +20,7 @@ _ELSEWHERE = {
     "scriptable",
     "features_only",
 }
-CONVERSION = (
+_CONVERSION = (
     "convert them once, where you trust them: "
     "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
 )
@@ -42,15 +42,15 @@ def check_foreign_model(model: str | Path, **where: Any) -> None:
     """
     path = Path(model, where.get("subfolder") or "")
     if path.is_file():
-        if path.suffix in PICKLED:
-            raise ValueError(f"{model} is a file of pickled weights, which can run code as it is opened; {CONVERSION}")
+        if path.suffix in _PICKLED:
+            raise ValueError(f"{model} is a file of pickled weights, which can run code as it is opened; {_CONVERSION}")
         raise ValueError(f"{model} is a file; give the folder with its config.json and model.safetensors")
     if path.is_dir() and not any((path / name).is_file() for name in _SAFE):
-        pickled = sorted(file.name for file in path.iterdir() if file.suffix in PICKLED)
+        pickled = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLED)
         if pickled:
             raise ValueError(
                 f"{model} holds its weights as {', '.join(pickled)} alone, pickles, which can run code as they are "
-                f"opened; {CONVERSION}"
+                f"opened; {_CONVERSION}"
             )
     config: dict[str, Any] = PretrainedConfig.get_config_dict(model, **where)[0]
     if config.get("auto_map"):

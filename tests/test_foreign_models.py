@@ -11,8 +11,8 @@ import pytest
 from hf_kdmri import StudentForImageClassification, TeacherForImageClassification
 from hf_kdmri.export.source import SourceModel
 from hf_kdmri.inference import ImageClassifier
+from tests.conftest import LABELS
 
-LABELS = ["meningioma", "glioma", "pituitary"]
 DOORS = {
     "predict": lambda folder: ImageClassifier(str(folder)),
     "teacher": TeacherForImageClassification.from_pretrained,

@@ -8,8 +8,7 @@ from torch import nn
 
 from hf_kdmri import StudentForImageClassification, TeacherForImageClassification
 from hf_kdmri.distillation import DistillationModel, LossOptions, TumourMaskHead, tumour_mask_loss
-
-LABELS = ["meningioma", "glioma", "pituitary"]
+from tests.conftest import LABELS
 
 
 def square(size: int = 32, side: int = 8) -> torch.Tensor:

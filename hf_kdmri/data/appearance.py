@@ -88,7 +88,7 @@ class RandomAppearance:
         rows = np.flatnonzero(draws[:, 24] < self.applied)
         if not len(rows):
             return views
-        where = torch.from_numpy(rows).to(views.device)
+        where = send(torch.from_numpy(rows), views.device)
         out = views.clone()
         out[where] = self._changed(views[where], draws[rows], [random[row] for row in rows])
         return out
@@ -140,7 +140,7 @@ class RandomAppearance:
             rows = np.flatnonzero((chosen < 1) & (level.astype(int) == step))
             if not len(rows):
                 continue
-            where = torch.from_numpy(rows).to(images.device)
+            where = send(torch.from_numpy(rows), images.device)
             blurred = gaussian_blur(images[where], [2 * int(np.ceil(3 * sigma)) + 1] * 2, [sigma] * 2)
             unsharp = send(torch.from_numpy(chosen[rows] >= 0.5), images.device).view(-1, 1, 1, 1)
             out[where] = torch.where(unsharp, 2 * images[where] - blurred, blurred)
@@ -155,7 +155,7 @@ class RandomAppearance:
                 continue
             share = self.coarsest + (1 - self.coarsest) * step / _LEVELS
             size = [max(8, round(share * side)) for side in images.shape[-2:]]
-            where = torch.from_numpy(rows).to(images.device)
+            where = send(torch.from_numpy(rows), images.device)
             small = F.interpolate(images[where], size=size, mode="bilinear", antialias=True)
             out[where] = F.interpolate(small, size=images.shape[-2:], mode="bicubic").clamp(0, 1)
         return out
@@ -168,7 +168,7 @@ class RandomAppearance:
         drawn = np.stack([random[row].standard_normal(shape, dtype=np.float32) for row in rows])
         strength = (self.noise_strength * draws[rows, 1]).astype(np.float32).reshape(-1, 1, 1, 1, 1)
         noise = send(torch.from_numpy(drawn * strength), images.device)
-        where = torch.from_numpy(rows).to(images.device)
+        where = send(torch.from_numpy(rows), images.device)
         out = images.clone()
         out[where] = torch.hypot(images[where] + noise[:, 0], noise[:, 1])
         return out
@@ -188,7 +188,7 @@ class RandomAppearance:
                 inside = 0.2 * height < top < 0.8 * height and 0.2 * width < left < 0.8 * width
                 if not inside:
                     bars[place, :, top : top + tall, left : left + wide] = random[row].uniform(0.4, 1)
-        where, drawn = torch.from_numpy(rows).to(images.device), send(torch.from_numpy(bars), images.device)
+        where, drawn = send(torch.from_numpy(rows), images.device), send(torch.from_numpy(bars), images.device)
         out = images.clone()
         out[where] = torch.where(drawn >= 0, drawn, images[where])
         return out
@@ -197,7 +197,7 @@ class RandomAppearance:
         rows = np.flatnonzero(draws[:, 0] < self.jpeg)
         if not len(rows):
             return views
-        where = torch.from_numpy(rows).to(views.device)
+        where = send(torch.from_numpy(rows), views.device)
         pixels = views[where].cpu().numpy()  # all at once: the step waits for the device once
         for place, row in enumerate(rows):
             quality = round(self.worst_quality + (95 - self.worst_quality) * draws[row, 1])

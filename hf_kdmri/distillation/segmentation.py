@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_kdmri.distillation.stage_maps import GROUPS, check_channels, check_stages, resize_to_raster
+from hf_kdmri.distillation.stage_maps import GROUPS, check_channels, check_stages, check_width, resize_to_raster
 
 _SMOOTHING = 1.0  # positions: keeps the Dice loss of an empty mask finite, and at 0 where nothing is drawn
 
@@ -39,8 +39,7 @@ class TumourMaskHead(nn.Module):
     def __init__(self, channels: Sequence[int], *, width: int = 64) -> None:
         super().__init__()
         check_channels(channels, side="student")
-        if width < GROUPS or width % GROUPS:
-            raise ValueError(f"width is {width}; it must be a multiple of {GROUPS}, the groups of its normalisation")
+        check_width(width)
         self.channels = list(channels)
         self.laterals = nn.ModuleList(nn.Conv2d(count, width, kernel_size=1) for count in channels)
         self.output = nn.Sequential(

@@ -103,5 +103,14 @@ def check_exit(channels: Sequence[int], num_classes: int, width: int) -> None:
     check_channels(channels, side="student")
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; at least 2 are needed")
+    check_width(width)
+
+
+def check_width(width: int) -> None:
+    """Refuse a number of channels that group normalisation cannot divide.
+
+    Raises:
+        ValueError: it is not a multiple of `GROUPS`.
+    """
     if width < GROUPS or width % GROUPS:
         raise ValueError(f"width is {width}; it must be a multiple of {GROUPS}, the groups of its normalisation")

@@ -140,13 +140,14 @@ def quantize_onnx(
         onnx.helper.set_model_props(model, facts)
         onnx.save_model(model, unchecked)
         after = OnnxImageClassifier(unchecked)
-        _refuse_one_answer(before, after, batches)
+        answers = [_answers(before, after, batch) for batch in batches]
+        _refuse_one_answer(answers)
         report = QuantizationReport(
             calibration_images=sum(map(len, batches)),
             reduce_range=reduce_range,
             source=source,
             **settings,
-            **_measure(before, after, batches, labelled),
+            **_measure(before, after, answers, labelled),
         )
     if max_drop is not None and report.drop is not None and report.is_enough:
         lost = round(report.drop / 100 * report.measured_images)
@@ -199,18 +200,27 @@ def _choose(nodes: Sequence[onnx.NodeProto]) -> tuple[list[str], list[str] | Non
     return convolutions[:1] + products[-1:], ["Conv", "Gemm", "MatMul"] if attention else None
 
 
-def _refuse_one_answer(before: OnnxImageClassifier, after: OnnxImageClassifier, batches: Sequence[Tensor]) -> None:
-    """Refuse a file that says the same of every image, or no number.
+def _answers(before: OnnxImageClassifier, after: OnnxImageClassifier, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of both, (B, C).
+
+    Raises:
+        ExportError: those in int8 are not finite.
+    """
+    first, second = before.logits(pixel_values), after.logits(pixel_values)
+    if not bool(second.isfinite().all()):
+        raise ExportError("the int8 file's logits are not finite. Nothing was written. Use the float32 file")
+    return first, second
+
+
+def _refuse_one_answer(answers: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Refuse a file that says the same of every image.
 
     Raises:
         ExportError: it does.
     """
     import onnxruntime
 
-    expected = torch.cat([before.logits(batch) for batch in batches])
-    said = torch.cat([after.logits(batch) for batch in batches])
-    if not bool(said.isfinite().all()):
-        raise ExportError("the int8 file's logits are not finite. Nothing was written. Use the float32 file")
+    expected, said = (torch.cat(logits) for logits in zip(*answers, strict=True))
     spread, kept = (float(logits.std(dim=0, correction=0).mean()) for logits in (expected, said))
     if kept < _LEAST_SPREAD * spread:
         raise ExportError(
@@ -224,17 +234,17 @@ def _refuse_one_answer(before: OnnxImageClassifier, after: OnnxImageClassifier, 
 def _measure(
     before: OnnxImageClassifier,
     after: OnnxImageClassifier,
-    batches: Sequence[Tensor],
+    unlabelled: Sequence[tuple[Tensor, Tensor]],
     labelled: Iterable[tuple[Image.Image, int]],
 ) -> dict[str, Any]:
     """Compare the predicted classes of two classifiers with each other and, where they are known, with the truth."""
-    known = (
-        (before.prepare([image for image, _ in pairs]), [label for _, label in pairs]) for pairs in _batched(labelled)
-    )
-    rows = [_classes(before, after, pixel_values, truth) for pixel_values, truth in known]
+    rows = [
+        _classes(_answers(before, after, before.prepare([image for image, _ in pairs])), [label for _, label in pairs])
+        for pairs in _batched(labelled)
+    ]
     is_known = bool(rows)
     if not is_known:
-        rows = [_classes(before, after, pixel_values, [-1] * len(pixel_values)) for pixel_values in batches]
+        rows = [_classes(answers, [-1] * len(answers[0])) for answers in unlabelled]
     first, second, truth = np.concatenate(rows, axis=1)
     return {
         "measured_images": len(first),
@@ -245,12 +255,9 @@ def _measure(
     }
 
 
-def _classes(
-    before: OnnxImageClassifier, after: OnnxImageClassifier, pixel_values: Tensor, truth: Sequence[int]
-) -> NDArray[np.integer]:
+def _classes(answers: tuple[Tensor, Tensor], truth: Sequence[int]) -> NDArray[np.integer]:
     """(3, B): what one says, what the other says, what is true."""
-    first, second = before.logits(pixel_values), after.logits(pixel_values)
-    return np.stack([first.argmax(1).numpy(), second.argmax(1).numpy(), np.asarray(truth)])
+    return np.stack([*(logits.argmax(1).numpy() for logits in answers), np.asarray(truth)])
 
 
 def _batched(items: Iterable[Item]) -> Iterator[list[Item]]:
