@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import datasets
 from datasets.exceptions import DatasetBuildError
 
 from hf_kdmri.data.own_columns import OwnDataError, as_image_column, check_columns, read_classes, read_groups
+from hf_kdmri.data.own_places import check_data_files, check_place, places_of
 from hf_kdmri.data.own_splits import (
     check_classes,
     group_warnings,
@@ -123,10 +125,9 @@ def load_own_data(
     """
     check_fold(fold)
     notes: list[str] = []
-    path = Path(name).expanduser().resolve()
-    folder = path if path.exists() else None
-    # A folder by its whole path: `datasets` takes a bare "parquet" for its own reader, and this folder for the data.
-    raw = _load(name if folder is None else str(folder), config_name, cache_dir)
+    folder = folder_of(name)
+    builder = open_set(name, config_name, cache_dir)
+    raw = _load(builder, name)
     wanted = {"image_column": image_column, "label_column": label_column}
     if group_column is not None:
         wanted["group_column"] = group_column
@@ -137,7 +138,7 @@ def load_own_data(
     origin = [split for split, part in parts.items() for _ in part.classes]
     classes = [name for part in parts.values() for name in part.classes]
     groups = [group for part in parts.values() for group in part.groups]
-    digests, modes = _inspect(pool, origin, num_proc)
+    digests, modes = _inspect(pool, origin, places_of(builder, folder, cache_dir), num_proc)
     drawn: Sequence[str] = SPLITS
     if group_column is not None:
         try:
@@ -195,29 +196,59 @@ def load_own_data(
     )
 
 
-def open_set(name: str, config_name: str | None, cache_dir: str | Path | None, *, streaming: bool = False) -> Any:
-    """`datasets.load_dataset`, with its errors in this project's words.
+def folder_of(name: str) -> Path | None:
+    """The data set's folder by its whole path, or None where there is none of that name: it is a Hub name then."""
+    path = Path(name).expanduser().resolve()
+    return path if path.exists() else None
+
+
+def open_set(name: str, config_name: str | None, cache_dir: str | Path | None) -> datasets.DatasetBuilder:
+    """Find a set's reader and its files, without reading them.
 
     Args:
         name: Hub name or folder.
         config_name: of the set, where it has several.
         cache_dir: default is that of `datasets`.
-        streaming: open its splits without reading them.
-
-    Returns:
-        The splits by name.
 
     Raises:
-        OwnDataError: there is no such set, or it cannot be read.
+        OwnDataError: there is no such set, or it names files that are not its own.
     """
-    if name in _READERS:
+    folder = folder_of(name)
+    if name in _READERS and folder is None:
         raise OwnDataError(
             f"{name!r} is a reader of the datasets library, not a set; give the folder, it is recognised"
         )
-    try:
-        return datasets.load_dataset(
-            name, config_name, cache_dir=None if cache_dir is None else str(cache_dir), streaming=streaming
+    if folder is not None and (folder / datasets.config.DATASET_STATE_JSON_FILENAME).exists():
+        raise OwnDataError(
+            f"{name!r} was written by save_to_disk, which keeps pictures out of its files; write it anew: "
+            "datasets.load_from_disk(FOLDER).to_parquet(NEW_FOLDER/train.parquet)"
         )
+    with _in_our_words(name):
+        # A folder by its whole path: `datasets` takes a bare "parquet" for its own reader, this for the data.
+        builder = datasets.load_dataset_builder(
+            name if folder is None else str(folder),
+            config_name,
+            cache_dir=None if cache_dir is None else str(cache_dir),
+        )
+    check_data_files(builder, folder)
+    return builder
+
+
+def open_stream(builder: datasets.DatasetBuilder, name: str) -> datasets.IterableDatasetDict:
+    """Open a set's splits without reading them.
+
+    Raises:
+        OwnDataError: it cannot be streamed.
+    """
+    with _in_our_words(name):
+        return builder.as_streaming_dataset()
+
+
+@contextmanager
+def _in_our_words(name: str) -> Iterator[None]:
+    """Errors of `datasets` about a set in this project's words."""
+    try:
+        yield
     except (OSError, ValueError, RuntimeError, DatasetBuildError) as error:
         hint = "" if Path(name).exists() else " (there is no folder of that name, so it was taken for a Hub name)"
         if "Config name is missing" in str(error):
@@ -226,8 +257,10 @@ def open_set(name: str, config_name: str | None, cache_dir: str | Path | None, *
         raise OwnDataError(f"cannot load the data set {name!r}{hint}: {reason}") from error
 
 
-def _load(name: str, config_name: str | None, cache_dir: str | Path | None) -> datasets.DatasetDict:
-    raw = open_set(name, config_name, cache_dir)
+def _load(builder: datasets.DatasetBuilder, name: str) -> datasets.DatasetDict:
+    with _in_our_words(name):
+        builder.download_and_prepare()
+        raw = builder.as_dataset()
     if not raw or not any(len(split) for split in raw.values()):
         raise OwnDataError(f"the data set {name!r} holds no images")
     return raw
@@ -263,10 +296,13 @@ def _labelled_parts(
     return parts, names
 
 
-def _inspect(pool: datasets.Dataset, origin: Sequence[str], num_proc: int | None) -> tuple[list[str], list[str]]:
+def _inspect(
+    pool: datasets.Dataset, origin: Sequence[str], places: tuple[str, ...], num_proc: int | None
+) -> tuple[list[str], list[str]]:
     """Decode every image once, before anything trains, and return a hash of each file and its mode."""
     seen = pool.select_columns(["image"]).map(
         _inspect_batch,
+        fn_kwargs={"places": places},
         batched=True,
         batch_size=64,
         num_proc=num_proc,
@@ -282,11 +318,12 @@ def _inspect(pool: datasets.Dataset, origin: Sequence[str], num_proc: int | None
     return seen["digest"][:], seen["mode"][:]
 
 
-def _inspect_batch(batch: dict[str, list[Any]]) -> dict[str, list[str]]:
+def _inspect_batch(batch: dict[str, list[Any]], places: tuple[str, ...]) -> dict[str, list[str]]:
     columns: dict[str, list[str]] = {"digest": [], "mode": [], "problem": []}
     for cell in batch["image"]:
         digest = mode = problem = ""
         try:
+            check_place(cell, places)
             encoded = read_picture_bytes(cell)
             digest, mode = hashlib.sha256(encoded).hexdigest(), stored_mode(encoded)
             decode_picture(encoded)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from hf_kdmri.data.own_columns import OwnDataError, check_columns
-from hf_kdmri.data.own_data import OwnData, open_set
+from hf_kdmri.data.own_data import OwnData, folder_of, open_set, open_stream
+from hf_kdmri.data.own_places import places_of, read_cell
 from hf_kdmri.data.own_splits import with_roles
 from hf_kdmri.data.pictures import is_grey
 
@@ -45,9 +47,10 @@ def open_own_stream(
     Raises:
         OwnDataError: the set has no split of one of the three names, or columns whose types a stream cannot find out.
     """
-    path = Path(name).expanduser().resolve()
-    folder = path if path.exists() else None
-    raw = open_set(name if folder is None else str(folder), config_name, cache_dir, streaming=True)
+    folder = folder_of(name)
+    builder = open_set(name, config_name, cache_dir)
+    raw = open_stream(builder, name)
+    places = places_of(builder, folder, cache_dir)
     notes = ["the training split was streamed: its images were neither counted nor compared with the test images"]
     parts = with_roles(dict(raw), notes)
     if missing := [split for split in ("train", *_HELD) if split not in parts]:
@@ -73,7 +76,7 @@ def open_own_stream(
             # A Hub set's files are named by their commit, which datasets makes the fingerprint of.
             fingerprint=None if folder is None else _fingerprint(folder, facts),
             gen_kwargs={
-                "stream": _renamed(parts[split], image_column, label_column),
+                "stream": _renamed(parts[split], image_column, label_column, places),
                 "first": sum(map(len, kept.values())),  # its place tells an image from those of the other split, too
             },
         )
@@ -92,7 +95,7 @@ def open_own_stream(
         one_class_per_group=True,
         warnings=[_LEAK],
         notes=notes,
-        stream=_renamed(parts["train"], image_column, label_column),
+        stream=_renamed(parts["train"], image_column, label_column, places),
     )
 
 
@@ -119,11 +122,18 @@ def _check_types(parts: dict[str, datasets.IterableDataset], wanted: dict[str, s
     return names
 
 
-def _renamed(stream: datasets.IterableDataset, image_column: str, label_column: str) -> datasets.IterableDataset:
+def _renamed(
+    stream: datasets.IterableDataset, image_column: str, label_column: str, places: tuple[str, ...]
+) -> datasets.IterableDataset:
     stream = stream.select_columns([image_column, label_column])
     renames = {image_column: "image", label_column: "label"}
     stream = stream.rename_columns({old: new for old, new in renames.items() if old != new})
-    return stream.cast_column("image", datasets.Image(decode=False))
+    stream = stream.cast_column("image", datasets.Image(decode=False))
+    return stream.map(partial(_with_bytes, places=places), features=stream.features)
+
+
+def _with_bytes(row: dict[str, Any], places: tuple[str, ...]) -> dict[str, Any]:
+    return {**row, "image": read_cell(row["image"], places)}
 
 
 def _rows(stream: datasets.IterableDataset, first: int) -> Iterator[dict[str, Any]]:
