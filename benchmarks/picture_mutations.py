@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import random
 import re
+import struct
 import zlib
 from functools import lru_cache
 from typing import Any
@@ -34,8 +36,12 @@ STRUCTURES = {
         rb"\x02\x00[\x00-\x20]\x00|\x28\x00[\x00-\x11][\x00-\x30]|\xe0\x7f\x10\x00|\xfe\xff[\x00\xdd]\xe0"
     ),
     "npy": re.compile(rb"\x93NUMPY|descr|fortran_order|shape|\("),
+    "gif": re.compile(rb"GIF8[79]a|[\x21\x2c\x3b]"),
+    "webp": re.compile(rb"RIFF|WEBP|VP8[ XL]|ALPH|ANIM|ANMF|EXIF"),
+    "bmp": re.compile(rb"BM|\x28\x00\x00\x00"),
+    "nifti": re.compile(rb"\x5c\x01\x00\x00|\x1c\x02\x00\x00|\x03\x00[\x01-\x60]\x00|n[+][12]"),
 }
-KINDS = tuple(STRUCTURES)
+KINDS = tuple(kind for kind in STRUCTURES if kind != "nifti")  # what Python reads; the page also cuts volumes
 
 
 def slice_pixels(size: tuple[int, int] = (48, 40), high: int = 255) -> NDArray[np.uint16]:
@@ -99,7 +105,30 @@ def npy_bytes(array: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-@lru_cache(maxsize=len(KINDS))
+def nifti_bytes(volume: NDArray[Any], version: int) -> bytes:
+    """A NIfTI-1 or NIfTI-2 file of little-endian voxels (X, Y, Z), which lies as the world does."""
+    code, bits = {"u1": 2, "i2": 4, "f4": 16}[volume.dtype.str[1:]], 8 * volume.itemsize
+    header = bytearray(352 if version == 1 else 544)
+    sform = np.eye(3, 4).ravel()
+    if version == 1:
+        struct.pack_into("<i", header, 0, 348)
+        struct.pack_into("<8h", header, 40, 3, *volume.shape, 1, 1, 1, 1)
+        struct.pack_into("<2h", header, 70, code, bits)
+        struct.pack_into("<8f3f", header, 76, *[1] * 8, 352, 1, 0)  # spacing; offset, slope, intercept
+        struct.pack_into("<2h", header, 252, 0, 1)
+        struct.pack_into("<12f", header, 280, *sform)
+        header[344:348] = b"n+1\0"
+    else:
+        struct.pack_into("<i8s2h", header, 0, 540, b"n+2\0\r\n\x1a\n", code, bits)
+        struct.pack_into("<8q", header, 16, 3, *volume.shape, 1, 1, 1, 1)
+        struct.pack_into("<8d", header, 104, *[1] * 8)
+        struct.pack_into("<q2d", header, 168, 544, 1, 0)
+        struct.pack_into("<2i", header, 344, 0, 1)
+        struct.pack_into("<12d", header, 400, *sform)
+    return bytes(header) + volume.tobytes(order="F")
+
+
+@lru_cache(maxsize=len(STRUCTURES))
 def valid_pictures(kind: str) -> tuple[bytes, ...]:
     """One slice in every form that a format has for it."""
     wide, grey = slice_pixels(high=4000), slice_pixels().astype(np.uint8)
@@ -116,8 +145,23 @@ def valid_pictures(kind: str) -> tuple[bytes, ...]:
             dicom_bytes(wide, RLELossless),
             dicom_bytes(wide, JPEG2000Lossless, PixelPaddingValue=0),
         )
-    modes = {"png": ("1", "L", "LA", "P", "RGB", "RGBA"), "jpeg": ("L", "RGB", "CMYK"), "tiff": ("L", "RGB", "CMYK")}
-    pictures = [picture_bytes(image.convert(mode), kind.upper(), exif=exif) for mode in modes[kind]]
+    if kind == "nifti":
+        volume = np.stack([wide.T // share for share in (3, 1, 2)], axis=-1)
+        return tuple(
+            nifti_bytes(volume.astype(dtype), version) for dtype, version in (("<i2", 1), ("<f4", 1), ("<u1", 2))
+        )
+    modes = {
+        "png": ("1", "L", "LA", "P", "RGB", "RGBA"),
+        "jpeg": ("L", "RGB", "CMYK"),
+        "tiff": ("L", "RGB", "CMYK"),
+        "gif": ("1", "L", "P"),
+        "webp": ("L", "RGB", "RGBA"),
+        "bmp": ("1", "L", "P", "RGB"),
+    }
+    options = {"exif": exif} if kind in ("png", "jpeg", "tiff", "webp") else {}
+    pictures = [picture_bytes(image.convert(mode), kind.upper(), **options) for mode in modes[kind]]
+    if kind == "webp":
+        pictures.append(picture_bytes(image, "WEBP", lossless=True))
     if kind == "jpeg":
         pictures.append(picture_bytes(image, "JPEG", progressive=True))
     if kind == "png":
@@ -129,9 +173,17 @@ def valid_pictures(kind: str) -> tuple[bytes, ...]:
 
 
 def mutated_picture(kind: str, rng: random.Random) -> bytes:
-    """A picture with some damage; a few come out valid. Half of the PNG files get checksums that fit."""
+    """A picture with some damage; a few come out valid. Half of the PNG files get checksums that fit.
+
+    Half of the NIfTI files are packed, some of these with more damage to the packed bytes.
+    """
     data = damaged(rng.choice(valid_pictures(kind)), rng, STRUCTURES[kind], lambda: valid_pictures(kind))
-    return _with_checksums(data) if kind == "png" and rng.random() < 0.5 else data
+    if kind == "png" and rng.random() < 0.5:
+        return _with_checksums(data)
+    if kind == "nifti" and rng.random() < 0.5:
+        packed = gzip.compress(data, mtime=0)
+        return packed if rng.random() < 0.7 else damaged(packed, rng, STRUCTURES[kind], lambda: (packed,))
+    return data
 
 
 def _with_checksums(data: bytes) -> bytes:

@@ -45,6 +45,7 @@ COMMANDS = {
 }
 NEEDS_MORE = {
     "browser": "Chromium: see its --help",
+    "fuzz_page": "Chromium: see its --help",
     "ablation": "the real slices and hours: see docs/ablation.md",
     "compare_with_originals": "the papers' own repositories: see its --help",
 }

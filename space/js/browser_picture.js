@@ -32,6 +32,7 @@ export async function decodeInBrowser(bytes, kind) {
     throw new Refusal(`The browser cannot decode this ${kind.toUpperCase()} picture; it is damaged or of a rare kind. Save it as PNG.`);
   }
   const { width, height } = bitmap;
+  checkSides(width, height); // a damaged file may say one size in its first header and have another
   const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
   context.drawImage(bitmap, 0, 0);
   bitmap.close();

@@ -72,18 +72,22 @@ function readHeader(dataset) {
   const frames = dataset.elements[TAGS.frames] ? dataset.intString(TAGS.frames) : 1;
   if (!dataset.elements[TAGS.pixels]) throw new Refusal("This DICOM file has no picture in it (a report, a plan, a directory).");
   if (frames !== 1) throw new Refusal(`This DICOM file holds ${frames} frames; give a single slice.`);
+  const missing = ["rows", "columns", "samples", "allocated", "stored", "signed"].filter((name) => number(TAGS[name]) === undefined);
+  if (missing.length > 0 || number(TAGS.signed) > 1) {
+    throw new Refusal("This DICOM file does not say how its pixels are stored; it is damaged, export it again.");
+  }
   const header = {
     width: number(TAGS.columns),
     height: number(TAGS.rows),
     allocated: number(TAGS.allocated),
-    samples: number(TAGS.samples) ?? 1,
+    samples: number(TAGS.samples),
     colour: dataset.string(TAGS.colour),
     planar: number(TAGS.planar) === 1,
     signed: number(TAGS.signed) === 1,
     slope: decimal(dataset, TAGS.slope, 1),
     intercept: decimal(dataset, TAGS.intercept, 0),
+    stored: number(TAGS.stored),
   };
-  header.stored = number(TAGS.stored) ?? header.allocated;
   checkSides(header.width, header.height);
   if (dataset.elements[TAGS.table]) {
     throw new Refusal("This DICOM file maps its pixels through a table (Modality LUT Sequence), which this page does not read.");

@@ -42,6 +42,7 @@ export async function readNifti(bytes) {
   if (!bytesPerVoxel) throw new Refusal(`This NIfTI volume has voxels of type ${header.type}; expected plain numbers.`);
   const [nx, ny, nz] = header.sides;
   const end = header.offset + nx * ny * nz * bytesPerVoxel;
+  if (!(header.offset >= 0)) throw new Refusal("This NIfTI volume is damaged: its voxels begin nowhere.");
   if (!(end <= MAX_VOLUME_BYTES)) throw new Refusal(`This NIfTI volume is larger than ${MAX_VOLUME_BYTES / 2 ** 20} MB; cut it first.`);
   const whole = packed ? await inflate([bytes], "gzip", end) : bytes;
   if (whole.length < end) throw new Refusal("This NIfTI volume ends before its last voxel; save it again.");

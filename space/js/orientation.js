@@ -1,5 +1,7 @@
 /** EXIF orientation: read it from a TIFF header, and turn pixels upright. */
 
+const SHORT = 3; // TIFF's type of a number of 16 bits
+
 /**
  * Find the orientation in a block of EXIF data.
  *
@@ -13,10 +15,9 @@ export function orientationOf(exif) {
     const directory = view.getUint32(4, little);
     for (let entry = 0; entry < view.getUint16(directory, little); entry++) {
       const at = directory + 2 + 12 * entry;
-      if (view.getUint16(at, little) === 0x0112) {
-        const value = view.getUint16(at + 8, little);
-        return value >= 1 && value <= 8 ? value : 1;
-      }
+      if (view.getUint16(at, little) !== 0x0112) continue;
+      const [type, count, value] = [view.getUint16(at + 2, little), view.getUint32(at + 4, little), view.getUint16(at + 8, little)];
+      return type === SHORT && count === 1 && value >= 1 && value <= 8 ? value : 1;
     }
   } catch (error) {
     if (!(error instanceof RangeError)) throw error;

@@ -7,6 +7,10 @@ import { Refusal, checkSides } from "./refusal.js";
 const SAMPLES = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 }; // colour type to samples per pixel
 const DEPTHS = { 0: [1, 2, 4, 8, 16], 2: [8, 16], 3: [1, 2, 4, 8], 4: [8, 16], 6: [8, 16] };
 const PASSES = [[0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2]];
+const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, byte) => {
+  for (let bit = 0; bit < 8; bit++) byte = byte & 1 ? 0xedb88320 ^ (byte >>> 1) : byte >>> 1;
+  return byte;
+});
 
 /**
  * Decode a PNG.
@@ -63,7 +67,10 @@ function readChunks(bytes) {
     const length = view.getUint32(at);
     const type = String.fromCharCode(...bytes.subarray(at + 4, at + 8));
     const body = bytes.subarray(at + 8, at + 8 + length);
-    if (body.length < length || type === "IEND") break;
+    if (at + 12 + length > bytes.length || type === "IEND") break;
+    if (crc32(bytes.subarray(at + 4, at + 8 + length)) !== view.getUint32(at + 8 + length)) {
+      throw new Refusal(`The PNG is damaged (the checksum of its part ${type} is wrong); save it again.`);
+    }
     if (type === "IHDR" && length === 13) header = readHeader(body);
     else if (type === "PLTE") palette = body;
     else if (type === "IDAT") packed.push(body);
@@ -75,6 +82,13 @@ function readChunks(bytes) {
     throw new Refusal("The PNG is damaged or cut off; save it again.");
   }
   return { header, palette, packed, orientation };
+}
+
+/** CRC-32 of ISO 3309, as PNG has it. */
+function crc32(bytes) {
+  let crc = ~0;
+  for (let i = 0; i < bytes.length; i++) crc = CRC_TABLE[(crc ^ bytes[i]) & 255] ^ (crc >>> 8);
+  return ~crc >>> 0;
 }
 
 function readHeader(body) {
