@@ -35,6 +35,9 @@ test-fast: $(VENV)/.installed-test
 coverage: $(VENV)/.installed-test
 	mkdir -p .coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "$(FAST)" --cov --cov-report=term-missing:skip-covered
+	for part in distillation data evaluation; do \
+		printf "hf_kdmri/$$part, %%: " && $(BIN)/coverage report --include "hf_kdmri/$$part/*" --fail-under 95 --format total || exit 1; \
+	done
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -26,6 +26,7 @@ from tests.data_fixtures import good_mat
 from tests.hub import Fault, refuse, serve_hub
 from tests.hub.client import use_hub
 from tests.hub.store import Entry
+from tests.test_documents import links
 
 ROOT = Path(__file__).parents[1]
 # Loads every configuration, as a table and as a stream, in a process that cannot import this repository.
@@ -320,6 +321,7 @@ def test_card(published, converted, tmp_path):
         "@article{cheng2015",
     ):
         assert words in text
+    assert set(links(tmp_path / "out" / "README.md")) == {"https://doi.org/10.6084/m9.figshare.1512427"}
     tests = [line.split("|") for line in text.splitlines() if line.startswith("| `cvind") and "| test |" in line]
     assert len(tests) == FOLDS and sum(int(cells[6]) for cells in tests) == number
     for secret in (str(tmp_path), str(published), str(Path.home())):
