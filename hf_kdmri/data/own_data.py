@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets.exceptions import DatasetBuildError
 
 from hf_kdmri.data.own_columns import OwnDataError, as_image_column, check_columns, read_classes, read_groups
-from hf_kdmri.data.own_places import check_data_files, check_place, places_of
+from hf_kdmri.data.own_places import check_place
+from hf_kdmri.data.own_source import find_set
 from hf_kdmri.data.own_splits import (
     check_classes,
     group_warnings,
@@ -26,8 +25,6 @@ from hf_kdmri.data.own_splits import (
 from hf_kdmri.data.pictures import PictureError, decode_picture, is_grey, is_wide, read_picture_bytes, stored_mode
 from hf_kdmri.data.splits import SPLITS, check_fold, split_by_group
 from hf_kdmri.wording import counted
-
-_READERS = ("imagefolder", "parquet", "arrow", "webdataset", "csv", "json")
 
 
 @dataclass(frozen=True)
@@ -125,20 +122,19 @@ def load_own_data(
     """
     check_fold(fold)
     notes: list[str] = []
-    folder = folder_of(name)
-    builder = open_set(name, config_name, cache_dir)
-    raw = _load(builder, name)
+    source = find_set(name, config_name, cache_dir)
+    raw = source.load()
     wanted = {"image_column": image_column, "label_column": label_column}
     if group_column is not None:
         wanted["group_column"] = group_column
-    parts, names = _labelled_parts(raw, wanted, folder, notes)
+    parts, names = _labelled_parts(raw, wanted, source.folder, notes)
     if group_column is None:
         parts = with_roles(parts, notes)
     pool = datasets.concatenate_datasets([part.images for part in parts.values()])
     origin = [split for split, part in parts.items() for _ in part.classes]
     classes = [name for part in parts.values() for name in part.classes]
     groups = [group for part in parts.values() for group in part.groups]
-    digests, modes = _inspect(pool, origin, places_of(builder, folder, cache_dir), num_proc)
+    digests, modes = _inspect(pool, origin, source.places, num_proc)
     drawn: Sequence[str] = SPLITS
     if group_column is not None:
         try:
@@ -183,8 +179,8 @@ def load_own_data(
         splits=datasets.DatasetDict(
             {split: pool.select([row for row, mine in enumerate(assigned) if mine == split]) for split in SPLITS}
         ),
-        name=name if folder is None else folder.name,
-        hub_id=name if folder is None else None,
+        name=source.short_name,
+        hub_id=source.hub_id,
         group_column=group_column,
         drawn=tuple(drawn),
         fold=fold if drawn else None,
@@ -194,76 +190,6 @@ def load_own_data(
         warnings=warnings,
         notes=notes,
     )
-
-
-def folder_of(name: str) -> Path | None:
-    """The data set's folder by its whole path, or None where there is none of that name: it is a Hub name then."""
-    path = Path(name).expanduser().resolve()
-    return path if path.exists() else None
-
-
-def open_set(name: str, config_name: str | None, cache_dir: str | Path | None) -> datasets.DatasetBuilder:
-    """Find a set's reader and its files, without reading them.
-
-    Args:
-        name: Hub name or folder.
-        config_name: of the set, where it has several.
-        cache_dir: default is that of `datasets`.
-
-    Raises:
-        OwnDataError: there is no such set, or it names files that are not its own.
-    """
-    folder = folder_of(name)
-    if name in _READERS and folder is None:
-        raise OwnDataError(
-            f"{name!r} is a reader of the datasets library, not a set; give the folder, it is recognised"
-        )
-    if folder is not None and (folder / datasets.config.DATASET_STATE_JSON_FILENAME).exists():
-        raise OwnDataError(
-            f"{name!r} was written by save_to_disk, which keeps pictures out of its files; write it anew: "
-            "datasets.load_from_disk(FOLDER).to_parquet(NEW_FOLDER/train.parquet)"
-        )
-    with _in_our_words(name):
-        # A folder by its whole path: `datasets` takes a bare "parquet" for its own reader, this for the data.
-        builder = datasets.load_dataset_builder(
-            name if folder is None else str(folder),
-            config_name,
-            cache_dir=None if cache_dir is None else str(cache_dir),
-        )
-    check_data_files(builder, folder)
-    return builder
-
-
-def open_stream(builder: datasets.DatasetBuilder, name: str) -> datasets.IterableDatasetDict:
-    """Open a set's splits without reading them.
-
-    Raises:
-        OwnDataError: it cannot be streamed.
-    """
-    with _in_our_words(name):
-        return builder.as_streaming_dataset()
-
-
-@contextmanager
-def _in_our_words(name: str) -> Iterator[None]:
-    """Errors of `datasets` about a set in this project's words."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, DatasetBuildError) as error:
-        hint = "" if Path(name).exists() else " (there is no folder of that name, so it was taken for a Hub name)"
-        if "Config name is missing" in str(error):
-            hint = "; choose with --dataset_config_name"
-        reason = error.__cause__ if isinstance(error, DatasetBuildError) and error.__cause__ else error
-        raise OwnDataError(f"cannot load the data set {name!r}{hint}: {reason}") from error
-
-
-def _load(builder: datasets.DatasetBuilder, name: str) -> datasets.DatasetDict:
-    with _in_our_words(name):
-        builder.download_and_prepare()
-        raw = builder.as_dataset()
-    if not raw or not any(len(split) for split in raw.values()):
-        raise OwnDataError(f"the data set {name!r} holds no images")
-    return raw
 
 
 def _labelled_parts(

@@ -11,8 +11,9 @@ from typing import Any
 import datasets
 
 from hf_kdmri.data.own_columns import OwnDataError, check_columns
-from hf_kdmri.data.own_data import OwnData, folder_of, open_set, open_stream
-from hf_kdmri.data.own_places import places_of, read_cell
+from hf_kdmri.data.own_data import OwnData
+from hf_kdmri.data.own_places import read_cell
+from hf_kdmri.data.own_source import find_set
 from hf_kdmri.data.own_splits import with_roles
 from hf_kdmri.data.pictures import is_grey
 
@@ -47,10 +48,8 @@ def open_own_stream(
     Raises:
         OwnDataError: the set has no split of one of the three names, or columns whose types a stream cannot find out.
     """
-    folder = folder_of(name)
-    builder = open_set(name, config_name, cache_dir)
-    raw = open_stream(builder, name)
-    places = places_of(builder, folder, cache_dir)
+    source = find_set(name, config_name, cache_dir)
+    raw = source.stream()
     notes = ["the training split was streamed: its images were neither counted nor compared with the test images"]
     parts = with_roles(dict(raw), notes)
     if missing := [split for split in ("train", *_HELD) if split not in parts]:
@@ -74,9 +73,9 @@ def open_own_stream(
             features=datasets.Features(features),
             cache_dir=None if cache_dir is None else str(cache_dir),
             # A Hub set's files are named by their commit, which datasets makes the fingerprint of.
-            fingerprint=None if folder is None else _fingerprint(folder, facts),
+            fingerprint=None if source.folder is None else _fingerprint(source.folder, facts),
             gen_kwargs={
-                "stream": _renamed(parts[split], image_column, label_column, places),
+                "stream": _renamed(parts[split], image_column, label_column, source.places),
                 "first": sum(map(len, kept.values())),  # its place tells an image from those of the other split, too
             },
         )
@@ -85,8 +84,8 @@ def open_own_stream(
             raise OwnDataError(f"split {split} is empty, or has images without a label; mend it")
     return OwnData(
         splits=datasets.DatasetDict(kept),
-        name=name if folder is None else folder.name,
-        hub_id=name if folder is None else None,
+        name=source.short_name,
+        hub_id=source.hub_id,
         group_column=None,
         drawn=(),
         fold=None,
@@ -95,7 +94,7 @@ def open_own_stream(
         one_class_per_group=True,
         warnings=[_LEAK],
         notes=notes,
-        stream=_renamed(parts["train"], image_column, label_column, places),
+        stream=_renamed(parts["train"], image_column, label_column, source.places),
     )
 
 
