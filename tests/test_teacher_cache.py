@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from hf_kdmri.data.augmentation import RandomViews
-from hf_kdmri.training import teacher_cache
+from hf_kdmri.training import teacher_cache, teacher_cache_build
 from hf_kdmri.training.teacher_cache import TeacherCacheError
 from tests.conftest import ROOT
 from tests.tiny import tiny_model, tiny_trainer
@@ -39,12 +40,15 @@ def losses(trainer) -> list[dict[str, float]]:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher_cache, "BLOCK", 8)
+    for module in (teacher_cache, teacher_cache_build):
+        monkeypatch.setattr(module, "BLOCK", 8)
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_training_from_the_cache_equals_asking_the_teacher(tmp_path: Path, shuffled: bool):
-    shared = dict(logging_strategy="steps", logging_steps=1, num_train_epochs=3, shuffle_teacher=shuffled)
+    shared: dict[str, Any] = dict(
+        logging_strategy="steps", logging_steps=1, num_train_epochs=3, shuffle_teacher=shuffled
+    )
     asked = tiny_trainer(
         tmp_path / "asked", augmentation=RandomViews(), **{**ALL_RELATIONS, **shared, "geometry_grid": 4}
     )
@@ -77,17 +81,17 @@ def test_epochs_take_turns_with_the_views_of_the_cache(tmp_path: Path):
 def test_a_build_that_was_cut_off_goes_on_and_ends_alike(tmp_path: Path, small_blocks, monkeypatch: pytest.MonkeyPatch):
     whole = cached_trainer(tmp_path / "whole")
     whole.train()
-    asked, stop_after = [], 5
-    ask = teacher_cache._ask
+    asked: list[range] = []
+    stop_after = 5
+    ask = teacher_cache_build._Asking.answers
 
-    def counted(*args):
-        rows = args[4]
+    def counted(asking: teacher_cache_build._Asking, rows: range):
         if len(asked) == stop_after:
             raise KeyboardInterrupt
         asked.append(rows)
-        return ask(*args)
+        return ask(asking, rows)
 
-    monkeypatch.setattr(teacher_cache, "_ask", counted)
+    monkeypatch.setattr(teacher_cache_build._Asking, "answers", counted)
     with pytest.raises(KeyboardInterrupt):
         cached_trainer(tmp_path / "cut").train()
     folder = tmp_path / "cut" / "cache"
@@ -155,7 +159,7 @@ def test_damage_is_found_and_named(tmp_path: Path, small_blocks):
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     full = type("Usage", (), {"free": 100})
-    monkeypatch.setattr(teacher_cache.shutil, "disk_usage", lambda folder: full)
+    monkeypatch.setattr(teacher_cache_build.shutil, "disk_usage", lambda folder: full)
     with pytest.raises(TeacherCacheError, match=r"needs .* MiB, but .* MiB free; fewer --views_per_image"):
         cached_trainer(tmp_path).train()
     assert not any((tmp_path / "cache").iterdir())
@@ -176,7 +180,7 @@ TWO_PROCESSES = """
 import sys
 from pathlib import Path
 import torch.distributed as dist
-from hf_kdmri.training import teacher_cache
+from hf_kdmri.training import teacher_cache, teacher_cache_build
 from tests.test_teacher_cache import cached_trainer
 teacher_cache.BLOCK = 8
 cached_trainer(Path(sys.argv[1]), per_device_train_batch_size=4).train()

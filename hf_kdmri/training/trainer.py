@@ -21,7 +21,8 @@ from hf_kdmri.training.averaging import AveragedTrainer
 from hf_kdmri.training.hub_push import StudentPush
 from hf_kdmri.training.sharding import refuse_other_wrappers, shard_teacher
 from hf_kdmri.training.streaming import StreamingTrainer
-from hf_kdmri.training.teacher_cache import TeacherCache, TeacherCacheError, cache_facts, prepare_teacher_cache
+from hf_kdmri.training.teacher_cache import TeacherCache, TeacherCacheError, cache_facts
+from hf_kdmri.training.teacher_cache_build import prepare_teacher_cache
 
 HEAD_FILE = "distillation_head.safetensors"
 STUDENT_FILE = "model.safetensors"
