@@ -19,8 +19,8 @@ from hf_kdmri.training.run_folder import RunFolder
 
 FILE = Path(__file__).with_name("runs.json")
 # Of a configuration, what is not the same in all runs; the rest is in the configuration that the command names.
-_TOLD = ("fold", "seed", "view_style", "num_train_epochs", "learning_rate", "ema_decay", "logit_weight", "temperature")
-_TOLD += ("geometry_weight", "teacher_architecture", "teacher_image_size", "student_architecture", "student_image_size")
+_TOLD = ["fold", "seed", "view_style", "num_train_epochs", "learning_rate", "ema_decay", "logit_weight", "temperature"]
+_TOLD += ["geometry_weight", "teacher_architecture", "teacher_image_size", "student_architecture", "student_image_size"]
 
 
 def main() -> None:

@@ -194,7 +194,7 @@ def one_run(run: dict[str, Any], arguments: argparse.Namespace) -> str:
         if run.get("split") == "all":
             data = with_test_slices(data)
         model = trained(stage, run, options, data, folder, state, arguments.out)
-    model.to(options.training.device).eval()
+    model.to(options.training.device).eval()  # type: ignore[arg-type]  # transformers wraps it without `self`
     kept: dict[str, np.ndarray] = {}
     for split in ("validation", "test") if run["test"] and run.get("split") != "all" else ("validation",):
         kept |= {
@@ -204,7 +204,7 @@ def one_run(run: dict[str, Any], arguments: argparse.Namespace) -> str:
             ).items()
         }
     written = folder.path / "predictions.npz"
-    np.savez_compressed(written, **kept)
+    np.savez_compressed(written, **kept)  # type: ignore[arg-type]  # numpy's stub: a name might be `allow_pickle`
     written.replace(arguments.out / f"{run['name']}.npz")
     right = {
         name: (kept[f"validation {name}"].argmax(-1) == kept["validation label"]).mean()

@@ -10,11 +10,15 @@ model's weights: the channels with the largest norms, the same along each residu
 """
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models._efficientnet_blocks import InvertedResidual
+from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
 SOURCE, TARGET = "tf_efficientnet_lite0", "mobilenetv2_100"
@@ -42,12 +46,12 @@ def take_norm(target: nn.BatchNorm2d, source: nn.BatchNorm2d, channels: Tensor |
         getattr(target, name).data.copy_(tensor if channels is None else tensor[channels])
 
 
-def stream_importance(stage: nn.Sequential) -> Tensor:
+def stream_importance(stage: Iterable[InvertedResidual]) -> Tensor:
     """Norm, squared, of what each channel of a stage's residual stream carries: its last normalisations' scales."""
     return torch.stack([block.bn3.weight.data.square() for block in stage]).sum(0)
 
 
-def copy_block(target: nn.Module, source: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+def copy_block(target: InvertedResidual, source: InvertedResidual, inputs: Tensor, outputs: Tensor) -> None:
     """Fill an inverted residual from a wider one, given the channels kept of its input and of its output."""
     count = target.conv_dw.weight.shape[0]
     importance = source.bn2.weight.data.abs() * source.conv_pwl.weight.data[outputs].flatten(1).norm(dim=0)
@@ -61,17 +65,19 @@ def copy_block(target: nn.Module, source: nn.Module, inputs: Tensor, outputs: Te
     take_norm(target.bn3, source.bn3, outputs)
 
 
-def select_weights(source: nn.Module, target: nn.Module) -> None:
+def select_weights(source: EfficientNet, target: EfficientNet) -> None:
     """Fill `target` from `source`, in place. A block that the source lacks starts as the identity."""
     target.conv_stem.weight.data.copy_(source.conv_stem.weight.data)
     take_norm(target.bn1, source.bn1, None)
-    first_s, first_t = source.blocks[0][0], target.blocks[0][0]
+    blocks_s: Any = source.blocks  # stages of blocks; torch does not tell what a Sequential holds
+    blocks_t: Any = target.blocks
+    first_s, first_t = blocks_s[0][0], blocks_t[0][0]
     for name in ("conv_dw", "conv_pw"):
         getattr(first_t, name).weight.data.copy_(getattr(first_s, name).weight.data)
     for name in ("bn1", "bn2"):
         take_norm(getattr(first_t, name), getattr(first_s, name), None)
     inputs = torch.arange(first_t.bn2.num_features)
-    for stage_s, stage_t in zip(source.blocks[1:], target.blocks[1:], strict=True):
+    for stage_s, stage_t in zip(blocks_s[1:], blocks_t[1:], strict=True):
         outputs = largest(stream_importance(stage_s), stage_t[0].bn3.num_features)
         for index, block in enumerate(stage_t):
             copy_block(block, stage_s[min(index, len(stage_s) - 1)], inputs if index == 0 else outputs, outputs)
@@ -92,6 +98,7 @@ def main() -> None:
     source = timm.create_model(SOURCE, num_classes=1000)
     source.load_state_dict(load_file(arguments.source))
     target = timm.create_model(TARGET, num_classes=1000)
+    assert isinstance(source, EfficientNet) and isinstance(target, EfficientNet)
     select_weights(source, target)
     target.classifier.weight.data.copy_(source.classifier.weight.data)
     target.classifier.bias.data.copy_(source.classifier.bias.data)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from hf_kdmri import StudentForImageClassification
 from hf_kdmri.data.loading import load_slices
-from hf_kdmri.data.views import prepare_views
+from hf_kdmri.data.views import ViewDataset, prepare_views
 from hf_kdmri.evaluation.robustness.accuracy import predict_classes
 from hf_kdmri.evaluation.robustness.corruptions import SEVERITIES, corrupt
 
@@ -59,7 +59,7 @@ def main() -> None:
 FIGURES = ("accuracy", "balanced", "corrupted", "cropped", "cropped, other look")
 
 
-def scores(folder: Path, views) -> dict[str, float]:
+def scores(folder: Path, views: ViewDataset) -> dict[str, float | dict[str, float]]:
     """Accuracy and balanced accuracies of one model, fractions."""
     model = StudentForImageClassification.from_pretrained(folder).eval()
     pictures = torch.from_numpy(np.stack([views.view(row) for row in range(len(views))]))

@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from PIL import Image
 from hf_kdmri.data.pixels import window_to_uint8
 from hf_kdmri.inference import read_image
 
-Pixels = NDArray[np.generic]
+Pixels = NDArray[np.integer]
 
 
 def head(height: int, width: int, seed: int, levels: int = 256) -> Pixels:
@@ -41,7 +42,7 @@ def write_pictures(folder: Path) -> dict[str, Image.Image]:
     draw = np.random.default_rng(9)
     image = Image.fromarray
 
-    def save(name: str, picture: Image.Image, **options: object) -> None:
+    def save(name: str, picture: Image.Image, **options: Any) -> None:
         picture.save(folder / name, **options)
 
     save("grey.png", image(grey(256, 256, 1)))
@@ -75,11 +76,11 @@ def write_pictures(folder: Path) -> dict[str, Image.Image]:
         write(folder / name)
         shown = pixels if pixels.dtype == np.uint8 else window_to_uint8(pixels)[0]
         expected[name] = image(shown).convert("RGB")
-        assert np.array_equal(expected[name], read_image(folder / name)), name
+        assert np.array_equal(np.asarray(expected[name]), np.asarray(read_image(folder / name))), name
     return expected
 
 
-def write_dicom(path: Path, stored: Pixels, *, syntax: str = "ExplicitVRLittleEndian", **tags: object) -> None:
+def write_dicom(path: Path, stored: Pixels, *, syntax: str = "ExplicitVRLittleEndian", **tags: Any) -> None:
     """Write a slice with pydicom; tags override."""
     from pydicom import Dataset, uid
     from pydicom.dataset import FileMetaDataset
@@ -107,7 +108,7 @@ def write_dicom(path: Path, stored: Pixels, *, syntax: str = "ExplicitVRLittleEn
     dataset.save_as(path, enforce_file_format=True)
 
 
-def _dicom(stored: Pixels, **tags: object) -> Callable[[Path], None]:
+def _dicom(stored: Pixels, **tags: Any) -> Callable[[Path], None]:
     return lambda path: write_dicom(path, stored, **tags)
 
 

@@ -34,10 +34,12 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], **tolerance: float) -> None:
+def assert_equal(
+    first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], atol: float = 0, rtol: float = 0
+) -> None:
     assert first.keys() == second.keys()
     for name, value in first.items():
-        torch.testing.assert_close(value, second[name], **(tolerance or {"atol": 0, "rtol": 0}), msg=name)
+        torch.testing.assert_close(value, second[name], atol=atol, rtol=rtol, msg=name)
 
 
 class Recorder(TrainerCallback):

@@ -111,7 +111,8 @@ def test_wrong_predictions_and_only_those_are_framed(tmp_path) -> None:
     )
     for expected in ("Pred: pituitary /", "True: glioma", "p = 0.80", "test split, n = 4; 2 of these 4 wrong, framed"):
         assert expected in text
-    groups = {node.get("id"): node for node in ElementTree.parse(tmp_path / "grid.svg").iter() if node.get("id")}
+    nodes = ElementTree.parse(tmp_path / "grid.svg").iter()
+    groups = {name: node for node in nodes if (name := node.get("id"))}
     framed = {
         name
         for name, node in groups.items()

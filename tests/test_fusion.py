@@ -159,8 +159,8 @@ class TestAttentionBasedFusion:
     def identity(fuse: bool = True) -> AttentionBasedFusion:
         """Convolutions that pass three channels through; untrained statistics divide by √(1 + 1e-5) only."""
         block = AttentionBasedFusion(3, 3, 3, fuse=fuse).eval()
-        torch.nn.init.dirac_(block.lateral[0].weight)
-        torch.nn.init.dirac_(block.output[0].weight)
+        torch.nn.init.dirac_(block.get_parameter("lateral.0.weight"))
+        torch.nn.init.dirac_(block.get_parameter("output.0.weight"))
         return block
 
     def test_deepest_stage_passes_through(self):

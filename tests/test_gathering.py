@@ -52,10 +52,16 @@ def loss_and_gradients(model: nn.Module, name: str, inputs: Tensor, teacher: Ten
     gathered = [gather_with_gradient(tensor) for tensor in (model(inputs), teacher, labels)]
     loss = LOSSES[name](*gathered)
     loss.backward()
-    return [loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
+    results = [loss.detach()]
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        results.append(parameter.grad.clone())
+    return results
 
 
-def gathered_together(student: nn.Module, rows: list[int], inputs: Tensor, teacher: Tensor, labels: Tensor) -> list:
+def gathered_together(
+    student: nn.Module, rows: list[int], inputs: Tensor, teacher: Tensor, labels: Tensor
+) -> list[Tensor]:
     """Two tensors of unlike shape and dtype at once, and the gradient of a loss of both."""
     student.zero_grad()
     outputs = student(inputs[rows])
@@ -64,11 +70,12 @@ def gathered_together(student: nn.Module, rows: list[int], inputs: Tensor, teach
     assert (second.dtype, other.dtype) == (torch.float64, torch.bfloat16)
     loss = dist_loss(first, other.float()) + second.square().mean()
     loss.backward()
-    # As DistributedDataParallel does it
-    gradients = [parameter.grad for parameter in student.parameters()]
-    for gradient in gradients:
-        distributed.all_reduce(gradient)
-    return [loss.detach().float(), *(gradient / 2 for gradient in gradients)]
+    results = [loss.detach().float()]
+    for parameter in student.parameters():  # as DistributedDataParallel does it
+        assert parameter.grad is not None
+        distributed.all_reduce(parameter.grad)
+        results.append(parameter.grad / 2)
+    return results
 
 
 def collectives_of_a_step(rank: int, equal: bool) -> dict[str, int]:
@@ -93,7 +100,7 @@ def one_of_two(rank: int, folder: str) -> None:
     )
     student, *batch = whole_batch()
     model = DistributedDataParallel(student)
-    results = {}
+    results: dict[tuple[str, str] | str, object] = {}
     for division, rows in DIVISIONS.items():
         mine = [tensor[rows[rank]] for tensor in batch]
         for name in LOSSES:

@@ -99,7 +99,7 @@ def test_a_class_without_slices_lowers_macro_f1_but_not_balanced_accuracy() -> N
 
 
 def test_patients_are_judged_by_mean_probability_not_by_majority() -> None:
-    probabilities = [[0.55, 0.45, 0], [0.55, 0.45, 0], [0.05, 0.95, 0], [0, 0, 1]]  # mean of the first three: glioma
+    probabilities = [[0.55, 0.45, 0], [0.55, 0.45, 0], [0.05, 0.95, 0], [0, 0, 1.0]]  # mean of the first three: glioma
     report = patient_metrics(probabilities, [1, 1, 1, 2], ["a", "a", "a", "b"], NAMES)
     assert report["n"] == 2
     assert report["accuracy"] == 1.0

@@ -63,7 +63,9 @@ def folder(saved, tmp_path, monkeypatch) -> Path:
 def test_metadata_follow_the_hubs_rules(folder) -> None:
     path = write_student_card(folder, make_facts(dataset_id="jane/figshare-brain-tumor"))
     assert path == folder / "README.md"
-    data = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", path.read_text(encoding="utf-8"), re.S)[1])
+    front = re.match(r"---\n(.*?)\n---\n", path.read_text(encoding="utf-8"), re.S)
+    assert front is not None
+    data = yaml.safe_load(front[1])
     assert data["pipeline_tag"] == "image-classification"
     assert data["library_name"] == "transformers"
     assert data["license"] == "apache-2.0"

@@ -118,7 +118,7 @@ def test_a_spike_is_logged_with_its_images_and_told_once(tmp_path: Path, capsys:
     assert shown.count("times the usual") == 1 and "step 26" in shown
 
 
-def test_the_first_steps_and_factor_0_know_no_spikes():
+def test_the_first_steps_and_factor_0_know_no_spikes() -> None:
     told: list[int] = []
     for factor, steps in ((2.0, FEWEST_STEPS - 1), (0.0, 200)):
         watch = NumberWatch(list, spike_factor=factor, on_spike=lambda step, *rest: told.append(step))
@@ -139,7 +139,7 @@ def test_on_a_gpu_the_look_comes_late_and_before_weights_are_kept():
 
 
 def test_numbers_on_their_way_from_a_gpu_are_waited_for_in_the_next_step():
-    told: list[int] = []
+    told = []
     watch = NumberWatch(lambda positions: told.extend(positions) or positions, spike_factor=0, on_spike=print)
     late = LateEvent()
     watch._pending.append(_Step(1, ("ce",), torch.tensor([torch.nan]), torch.tensor([5, 6]), late))

@@ -185,9 +185,9 @@ class TestColumns:
     )
     def test_refusals_name_the_way_out(self, tmp_path: Path, options: dict, message: str):
         who = [f"p{n // 2}" if n != 3 else "" for n in range(40)]
-        columns = {"train": {"label": [n % 4 for n in range(40)], "who": who, "score": [0.5] * 40}}
+        train: dict[str, list] = {"label": [n % 4 for n in range(40)], "who": who, "score": [0.5] * 40}
         label = datasets.ClassLabel(names=CLASSES)
-        root = save_parquet(tmp_path / "set", columns, label=label, who=TEXT, score=datasets.Value("float64"))
+        root = save_parquet(tmp_path / "set", {"train": train}, label=label, who=TEXT, score=datasets.Value("float64"))
         with pytest.raises(ValueError, match=message):
             load(root, **options)
 
@@ -286,7 +286,7 @@ class TestPictures:
         np.testing.assert_array_equal(np.asarray(seen.convert("RGB")), np.asarray(Image.open(path).convert("RGB")))
 
     @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
-    def test_more_than_8_bits_are_windowed_and_not_saturated(self, dtype: type, tmp_path: Path):
+    def test_more_than_8_bits_are_windowed_and_not_saturated(self, dtype: type[np.number], tmp_path: Path):
         ramp = np.linspace(1000, 30000, 64 * 64).reshape(64, 64).astype(dtype)
         Image.fromarray(ramp).save(tmp_path / "x.tif")
         pixels = np.asarray(decode_picture((tmp_path / "x.tif").read_bytes())).astype(int)

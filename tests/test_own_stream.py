@@ -24,9 +24,8 @@ def save(folder: Path, features: datasets.Features, splits: dict[str, int], shar
     (folder / "data").mkdir(parents=True)
     for offset, (split, count) in enumerate(splits.items()):
         scans = [{"bytes": png(1000 * offset + number), "path": None} for number in range(count)]
-        rows = [{"scan": scan, "kind": number % 3} for number, scan in enumerate(scans)]
-        if not isinstance(features["kind"], datasets.ClassLabel):
-            rows = [{**row, "kind": LABELS[row["kind"]]} for row in rows]
+        kinds = range(3) if isinstance(features["kind"], datasets.ClassLabel) else LABELS
+        rows = [{"scan": scan, "kind": kinds[number % 3]} for number, scan in enumerate(scans)]
         whole = datasets.Dataset.from_list(rows, features=features)
         parts = shards if split == "train" else 1
         for part in range(parts):

@@ -174,7 +174,7 @@ def guide_blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", guide, flags=re.DOTALL)
 
 
-def test_the_example_of_the_guide_runs():
+def test_the_example_of_the_guide_runs() -> None:
     (example,) = guide_blocks("python")
     names: dict[str, Any] = {}
     exec(compile(example, "docs/losses.md", "exec"), names)

@@ -57,7 +57,7 @@ def peer_mixin() -> Any:
     return importlib.import_module(f"{PACKAGE}.test_modeling_common").ModelTesterMixin
 
 
-ModelTesterMixin = peer_mixin()
+ModelTesterMixin: Any = peer_mixin()
 
 
 class TinyInputs:

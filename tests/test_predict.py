@@ -44,7 +44,7 @@ def test_csv_has_the_pipelines_numbers(model, scans) -> None:
     for row in rows:
         expected = {answer["label"]: answer["score"] for answer in classify(row["file"])}
         assert {label: float(row[label]) for label in LABELS} == pytest.approx(expected, abs=2e-6)
-        assert row["label"] == max(expected, key=expected.get)
+        assert row["label"] == max(expected, key=expected.__getitem__)
         assert row["score"] == row[row["label"]]
 
 
@@ -216,10 +216,13 @@ def test_ten_thousand_files_take_no_more_memory_than_a_thousand(model, scans, tm
     (many / "3" / "broken.png").write_bytes(b"nothing")
     command = [sys.executable, "-m", "hf_kdmri.cli", "predict", str(many), "-m", str(model), "--format", "csv"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
         memory = {}
         for line, _ in enumerate(process.stdout):
             if line in (1_000, 9_000):
-                memory[line] = int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1])
+                found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
+                assert found is not None
+                memory[line] = int(found[1])
         told = process.stderr.read()
     assert process.returncode == 1 and line == 10_000
     assert told.startswith("kdmri: 1 of 10,001 files could not be classified") and "3/broken.png" in told

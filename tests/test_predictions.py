@@ -164,13 +164,13 @@ def test_pooling_refuses_what_does_not_belong_together() -> None:
         Predictions.concatenate([first, first])
     with pytest.raises(ValueError, match="nothing to pool"):
         Predictions.concatenate([])
-    other = Predictions(**fields(probabilities={"student": BAD_ROW})).select([4, 5])
+    other = Predictions(**fields(probabilities={"student": BAD_ROW})).select(np.array([4, 5]))
     with pytest.raises(ValueError, match=r"part 1 has models \('student',\), part 0 has \('teacher', 'student'\)"):
         Predictions.concatenate([first, other])
     with pytest.raises(ValueError, match="part 1 has attributes"):
-        Predictions.concatenate([first, Predictions(**fields(attributes={})).select([4, 5])])
+        Predictions.concatenate([first, Predictions(**fields(attributes={})).select(np.array([4, 5]))])
     with pytest.raises(ValueError, match="part 1 has class_names"):
-        Predictions.concatenate([first, Predictions(**fields(class_names=("a", "b", "c"))).select([4, 5])])
+        Predictions.concatenate([first, Predictions(**fields(class_names=("a", "b", "c"))).select(np.array([4, 5]))])
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])

@@ -25,7 +25,7 @@ def runs(tmp_path: Path) -> list[str]:
         p = np.where((labels == 1) == right, 0.7, 0.3)
         Predictions(
             slices=np.arange(n), pids=(np.arange(n) // 4).astype(str), patient_groups=(np.arange(n) // 4).astype(str),
-            folds=np.zeros(n, int), labels=labels, class_names=["meningioma", "glioma"],
+            folds=np.zeros(n, int), labels=labels, class_names=("meningioma", "glioma"),
             probabilities={"student": np.column_stack([1 - p, p])},
         ).write(path)  # fmt: skip
     return [str(tmp_path / "first"), str(paths[1])]

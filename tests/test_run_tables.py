@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from hf_kdmri.evaluation.run_tables import calibration_table, convergence_table, cost_table, saliency_table
@@ -61,7 +63,7 @@ def calibration(ece: float) -> dict:
 
 
 def test_calibration_before_and_after() -> None:
-    told = {
+    told: dict[str, dict[str, Any]] = {
         "student": {"temperatures": {"0": 1.5, "1": None}, "before": calibration(0.1), "after": calibration(0.05)},
         "teacher": {"temperatures": {"0": None}, "before": calibration(0.2), "after": None},
     }

@@ -176,6 +176,8 @@ def test_training_mode_is_refused() -> None:
 class BrightnessReader(nn.Module):
     """Class 0 is how far a field of view is brighter than one half; class 1 is always 0.001."""
 
+    field: Tensor
+
     def __init__(self, field: Tensor) -> None:
         super().__init__()
         self.register_buffer("field", field)

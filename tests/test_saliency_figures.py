@@ -56,7 +56,7 @@ def test_a_sheet_tells_hits_answers_and_how_slices_were_drawn(tmp_path) -> None:
         "no more wrong answers",
     ):
         assert expected in text
-    groups = {node.get("id"): node for node in ElementTree.parse(svg).iter() if node.get("id")}
+    groups = {name: node for node in ElementTree.parse(svg).iter() if (name := node.get("id"))}
     framed = {
         name
         for name, node in groups.items()

@@ -137,7 +137,7 @@ class TestRelationalAngle:
             results.append((value.detach(), *torch.autograd.grad(value, leaf)))
         torch.testing.assert_close(results[0], results[1])
 
-    def test_no_tensor_of_all_triplets_is_kept(self):
+    def test_no_tensor_of_all_triplets_is_kept(self) -> None:
         kept: dict[int, int] = {}
         student, teacher = torch.randn(48, 4, requires_grad=True), torch.randn(48, 4)
 

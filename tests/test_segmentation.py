@@ -40,7 +40,7 @@ def test_nothing_to_draw_and_nothing_drawn_costs_nothing() -> None:
     assert tumour_mask_loss(torch.full((2, 1, 4, 4), -30.0), empty) < 1e-6
     logits = torch.zeros(2, 1, 4, 4, requires_grad=True)
     tumour_mask_loss(logits, empty).backward()
-    assert logits.grad.isfinite().all()
+    assert logits.grad is not None and logits.grad.isfinite().all()
 
 
 def test_batch_order_and_flips_do_not_matter() -> None:
@@ -64,10 +64,10 @@ def test_stable_under_bfloat16_and_for_huge_logits() -> None:
         loss = tumour_mask_loss(head([torch.randn(2, 8, 8, 8), torch.randn(2, 16, 4, 4)]), masks)
     loss.backward()
     assert loss.dtype == torch.float32 and loss.isfinite()
-    assert all(weight.grad.isfinite().all() for weight in head.parameters())
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in head.parameters())
     huge = torch.full((2, 1, 8, 8), 1e4, requires_grad=True)
     tumour_mask_loss(huge, masks).backward()
-    assert huge.grad.isfinite().all()
+    assert huge.grad is not None and huge.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 8, 8), (3, 1, 8, 8)])
@@ -83,7 +83,7 @@ def test_the_head_sees_each_image_alone_and_every_stage() -> None:
     torch.testing.assert_close(head([maps[:1] for maps in stages]), drawn[:1])
     drawn[0].sum().backward()
     for maps in stages:
-        assert maps.grad[0].abs().sum() > 0 and not maps.grad[1].any()
+        assert maps.grad is not None and maps.grad[0].abs().sum() > 0 and not maps.grad[1].any()
     with pytest.raises(ValueError, match="width is 12"):
         TumourMaskHead([8], width=12)
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import httpx2
 import numpy as np
@@ -68,12 +69,17 @@ class Slow(ImageClassifier):
 
 
 @contextmanager
-def serving(classifier: ImageClassifier, folder: Path, **limits: float) -> Iterator[tuple[str, Service]]:
+def serving(classifier: ImageClassifier, folder: Path, **limits: Any) -> Iterator[tuple[str, Service]]:
     settings = ServeSettings(**limits)
     service = Service(classifier, str(folder), settings)
     address: list[str] = []
     ready = threading.Event()
-    server = make_server(create_app(service), settings.timeout, lambda url: (address.append(url), ready.set()))
+
+    def tell(url: str) -> None:
+        address.append(url)
+        ready.set()
+
+    server = make_server(create_app(service), settings.timeout, tell)
     with reserve("127.0.0.1", 0) as reserved:
         thread = threading.Thread(target=server.listen, args=(reserved,))
         thread.start()
@@ -110,8 +116,8 @@ def scores(answer: list) -> dict[str, float]:
     return {row["label"]: row["score"] for row in answer}
 
 
-def post(url: str, body: object, **options: object) -> httpx2.Response:
-    return httpx2.post(url, content=json.dumps(body), headers={"content-type": "application/json"}, **options)
+def post(url: str, body: object) -> httpx2.Response:
+    return httpx2.post(url, content=json.dumps(body), headers={"content-type": "application/json"})
 
 
 def as_text(encoded: bytes) -> str:
@@ -136,7 +142,9 @@ def test_the_clients_parameters(url, model) -> None:
     assert client.image_classification(FILES["grey.png"], top_k=99) == everything
     classifier = ImageClassifier(str(model))
     logits = classifier.logits(classifier.prepare([Image.fromarray(GREY).convert("RGB")]))[0]
-    for function, expected in (("none", logits), ("sigmoid", logits.sigmoid()), ("softmax", logits.softmax(0))):
+    functions: list[tuple[Literal["none", "sigmoid", "softmax"], torch.Tensor]]
+    functions = [("none", logits), ("sigmoid", logits.sigmoid()), ("softmax", logits.softmax(0))]
+    for function, expected in functions:
         answer = scores(client.image_classification(FILES["grey.png"], function_to_apply=function))
         assert answer == pytest.approx(dict(zip(LABELS, expected.tolist(), strict=True)), abs=2e-6)
 
@@ -372,7 +380,9 @@ def test_sigterm_finishes_what_is_in_progress_and_exits_with_0(model) -> None:
     with subprocess.Popen([*command, "0"], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
-            url = re.search(r"http://\S+", line_with("http://", process.stderr))[0]
+            found = re.search(r"http://\S+", line_with("http://", process.stderr))
+            assert found is not None
+            url = found[0]
             second = subprocess.run([*command, url.rpartition(":")[2]], capture_output=True, text=True, timeout=120)
             assert second.returncode == 1
             assert second.stderr.startswith("kdmri: port ") and "choose another --port" in second.stderr

@@ -40,7 +40,11 @@ def loss_and_gradients(model: torch.nn.Module, student: torch.nn.Module, rank: i
     views, labels = batch_of(rank)
     loss = model(views, labels=labels)["loss"]
     loss.backward()
-    return [loss.detach(), *(parameter.grad.clone() for parameter in student.parameters())]
+    results = [loss.detach()]
+    for parameter in student.parameters():
+        assert parameter.grad is not None
+        results.append(parameter.grad.clone())
+    return results
 
 
 def one_of_two(rank: int, folder: str) -> None:
@@ -49,7 +53,7 @@ def one_of_two(rank: int, folder: str) -> None:
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"} | {k: str(v) for k, v in told.items()})
     distributed.init_process_group("gloo", timeout=timedelta(seconds=200))
-    results = {}
+    results: dict[str, object] = {}
     for teacher in TEACHERS:
         model = model_with(teacher)
         whole = loss_and_gradients(DistributedDataParallel(model), model.student, rank)

@@ -59,8 +59,9 @@ def test_processes_and_workers_see_every_image_once_a_pass(shards: int, processe
         views = StreamedViews(stream_of(count, shards), 32, 1, buffer=7, process_index=process, num_processes=processes)
         views.check_workers(workers)
         for batch in first(views, 3 * count, workers):
-            if batch["epoch"].item() in seen:
-                seen[batch["epoch"].item()].update(batch["index"].tolist())
+            epoch = int(batch["epoch"].item())
+            if epoch in seen:
+                seen[epoch].update(batch["index"].tolist())
     expected = Counter(picture_index(png(number)) for number in range(count))
     assert seen[0] == expected
     assert seen[1] == expected
@@ -82,7 +83,7 @@ def test_batches_are_whole_and_hold_what_the_files_hold() -> None:
 def test_the_order_is_drawn_anew_in_each_pass_and_repeats_with_the_seed() -> None:
     def order(seed: int) -> list[int]:
         batches = first(StreamedViews(stream_of(20, 4), 32, 1, seed=seed, buffer=5), 40)
-        return [batch["index"].item() for batch in batches]
+        return [int(batch["index"].item()) for batch in batches]
 
     one = order(3)
     assert one == order(3) and one != order(4)

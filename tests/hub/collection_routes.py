@@ -6,7 +6,7 @@ import hashlib
 import re
 from typing import Any
 
-from tests.hub.messages import Answer, Refused, Request, as_json
+from tests.hub.messages import Answer, Refused, Request, Route, as_json
 from tests.hub.store import Collection, Hub
 
 SLUG = r"/api/collections/([^/]+/[^/]+)"
@@ -82,7 +82,7 @@ def _row(collection: Collection) -> dict[str, Any]:
     }
 
 
-ROUTES = [
+ROUTES: list[Route] = [
     ("POST", r"/api/collections", create),
     ("GET", r"/api/collections", list_all),
     ("GET", SLUG, get),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from email.message import Message
 from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -27,6 +28,10 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+# Method, pattern of the path, and what answers, given the hub, the request and the pattern's groups.
+Route = tuple[str, str, Callable[..., Answer]]
+
+
 def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
     """Answer with JSON."""
     return Answer(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
@@ -38,7 +43,7 @@ class Request:
 
     method: str
     target: str
-    headers: Mapping[str, str]
+    headers: Message
     read_body: Callable[[], bytes]
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from tests.hub.messages import Answer, Refused, Request, as_json
+from tests.hub.messages import Answer, Refused, Request, Route, as_json
 from tests.hub.store import Commit, Entry, Hub, Repository
 from tests.hub.write_routes import REPO
 
@@ -162,7 +162,7 @@ def _content(request: Request, data: bytes, headers: dict[str, str]) -> Answer:
     return Answer(206, data[first : last + 1], {**headers, "Content-Range": f"bytes {first}-{last}/{len(data)}"})
 
 
-ROUTES = [
+ROUTES: list[Route] = [
     ("GET", r"/api/whoami-v2", who_am_i),
     ("GET", rf"{REPO}", repo_info),
     ("GET", rf"{REPO}/revision/([^/]+)", repo_info),

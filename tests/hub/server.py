@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from urllib.parse import unquote
 
 from tests.hub import collection_routes, read_routes, write_routes
-from tests.hub.messages import Answer, Refused, Request, as_json
+from tests.hub.messages import Answer, Refused, Request, Route, as_json
 from tests.hub.store import Hub, User
 from tests.loopback import Handler, listening
 
-ROUTES = [*write_routes.ROUTES, *collection_routes.ROUTES, *read_routes.ROUTES]
+ROUTES: list[Route] = [*write_routes.ROUTES, *collection_routes.ROUTES, *read_routes.ROUTES]
 
 
 class _Handler(Handler):

@@ -146,6 +146,7 @@ class Hub:
         uploads: sha256 of every large object that was sent, each time it was.
         faults: What goes wrong; see `Fault`.
         page_size: Of listings.
+        slept: Seconds that clients of this process would have slept, once `use_hub` is told to.
     """
 
     url: str = ""
@@ -157,6 +158,7 @@ class Hub:
     uploads: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     page_size: int = 1000
+    slept: list[float] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
     closing: threading.Event = field(default_factory=threading.Event)
 

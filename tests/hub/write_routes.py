@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tests.hub.messages import Answer, Refused, Request, as_json
+from tests.hub.messages import Answer, Refused, Request, Route, as_json
 from tests.hub.store import Entry, Hub, Repository
 
 PREFIX = {"model": "", "dataset": "datasets/", "space": "spaces/"}
@@ -187,7 +187,7 @@ def _create_ref(repository: Repository, name: str, revision: str, where: str) ->
     return as_json({"name": name})
 
 
-ROUTES = [
+ROUTES: list[Route] = [
     ("POST", r"/api/repos/create", create_repo),
     ("DELETE", r"/api/repos/delete", delete_repo),
     ("PUT", rf"{REPO}/settings", change_settings),
