@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +114,14 @@ def pool(parts: list[Sample], split: str) -> Sample:
 
 
 def scaled(part: Sample, split: str) -> np.ndarray:
-    """Probabilities of one fold after temperature scaling; as they are where no validation slice is wrong."""
-    said, labels = log_probabilities(part["validation clean"]), part["validation label"]
-    if (said.argmax(1) == labels).all():
+    """Probabilities of one fold after temperature scaling; as they are where validation asks for no temperature."""
+    try:
+        fitted = fit_temperature(
+            log_probabilities(part["validation clean"]), part["validation label"], split="validation", groups=None
+        )
+    except ValueError as error:  # every slice right, or no better than chance
+        print(f"not scaled: {error}", file=sys.stderr)
         return part[f"{split} clean"]
-    fitted = fit_temperature(said, labels, split="validation", groups=None)
     return apply_temperature(log_probabilities(part[f"{split} clean"]), fitted, groups=None)
 
 
@@ -170,6 +174,11 @@ def balanced(sample: Sample, key: str) -> float:
 
 def difference(pooled: dict[str, list[Sample]], drawn: dict[str, Draws], one: str, other: str) -> dict[str, Any]:
     """Entry `one` minus entry `other`: intervals over patients of the seeds' mean, and a permutation test per seed."""
+    for name in (one, other):
+        if name not in pooled:
+            sys.exit(f"--against {one}:{other}: no seed of {name!r} is finished; there are {', '.join(pooled)}")
+    if not np.array_equal(pooled[one][0]["slice"], pooled[other][0]["slice"]):
+        sys.exit(f"--against {one}:{other}: the two were tested on other folds, so they cannot be compared")
     groups, index = np.unique(pooled[one][0]["group"], return_inverse=True)
     told: dict[str, Any] = {
         name: estimate(drawn[one][name] - drawn[other][name], len(groups)) for name in ("accuracy", "macro_f1")
@@ -180,7 +189,6 @@ def difference(pooled: dict[str, list[Sample]], drawn: dict[str, Draws], one: st
     }
     told["permutation_p"] = []
     for first, second in zip(pooled[one], pooled[other], strict=False):
-        assert (first["slice"] == second["slice"]).all()
         predicted = first["clean"].argmax(1), second["clean"].argmax(1)
         tested = permutation_test(*predicted, first["label"], index, classes=len(LABELS))
         told["permutation_p"].append(tested["accuracy"])

@@ -1,0 +1,82 @@
+"""A plan of models trained side by side: all are made, nothing is made twice, and what they say can be pooled."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from hf_kdmri import StudentForImageClassification
+from hf_kdmri.data.loading import load_slices
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+PLAN = {
+    "options": {
+        "student_architecture": "test_vit", "teacher_architecture": "test_resnet", "mask_weight": 1.0,
+        "student_image_size": 64, "teacher_image_size": 64, "num_train_epochs": 1, "teacher_num_train_epochs": 1,
+        "per_device_train_batch_size": 8, "save_strategy": "no", "disable_tqdm": True,
+    },
+    "test": True,
+    "runs": [
+        {"name": "hinton-f{fold}-s{seed}", "stage": "student", "teacher": "teacher-f{fold}", "seeds": [1]},
+        {"name": "teacher-f{fold}", "stage": "teacher", "folds": [0]},
+        {"name": "alone-f{fold}-s{seed}", "stage": "baseline", "folds": [0, 1], "seeds": [1]},
+        {"name": "ship", "stage": "baseline", "split": "all"},
+    ],
+}  # fmt: skip
+
+
+def run(script: str, *arguments: object, fails: bool = False) -> str:
+    result = subprocess.run(
+        [sys.executable, ROOT / "experiments" / script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert result.returncode == fails, result.stdout + result.stderr
+    return result.stderr if fails else result.stdout
+
+
+def test_a_plan_is_carried_out_once_and_pooled(phantom_dir: Path, tmp_path: Path) -> None:
+    plan, out = tmp_path / "plan.yaml", tmp_path / "runs"
+    plan.write_text(yaml.safe_dump(PLAN))
+    options = ("--out", out, "--data_dir", phantom_dir, "--cache_dir", tmp_path / "cache", "--jobs", 2)
+    assert "5 of 5 runs" in run("many_runs.py", plan, *options)
+    names = ["alone-f0-s1", "alone-f1-s1", "hinton-f0-s1", "ship", "teacher-f0"]
+    assert sorted(path.stem for path in out.glob("*.npz")) == names
+    slices = load_slices(data_dir=str(phantom_dir), cache_dir=str(tmp_path / "cache"), fold=0)
+    with np.load(out / "hinton-f0-s1.npz") as said:
+        for split in ("validation", "test"):
+            assert said[f"{split} slice"].tolist() == slices[split]["slice"][:]
+            assert said[f"{split} label"].tolist() == slices[split]["label"][:]
+            assert said[f"{split} other look"].shape == (3, len(slices[split]), 3)
+            for name in ("clean", "cropped", "other look"):
+                np.testing.assert_allclose(said[f"{split} {name}"].sum(-1), 1, rtol=1e-5)
+    with np.load(out / "ship.npz") as said:
+        assert not any(name.startswith("test") for name in said)  # it was trained on them
+    student = StudentForImageClassification.from_pretrained(out / "hinton-f0-s1" / "student")
+    assert student.config.architecture == "test_vit"
+
+    written = {path.name: path.stat().st_mtime_ns for path in out.glob("*.npz")}
+    assert "5 of 5 runs" in run("many_runs.py", plan, *options)
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.npz")} == written
+
+    pooled = tmp_path / "pooled.json"
+    printed = run("pool_runs.py", out, plan, "--split", "test", "--against", "teacher:hinton", "--json", pooled)
+    told = json.loads(pooled.read_text())
+    assert set(told["entries"]) == {"alone", "hinton", "teacher"} and "teacher:hinton" in printed
+    with np.load(out / "alone-f0-s1.npz") as first, np.load(out / "alone-f1-s1.npz") as second:
+        right = [one["test clean"].argmax(1) == one["test label"] for one in (first, second)]
+    assert told["entries"]["alone"]["accuracy"]["value"] == pytest.approx(np.concatenate(right).mean())
+    command = ("pool_runs.py", out, plan, "--split", "test", "--against")
+    assert "tested on other folds" in run(*command, "hinton:alone", fails=True)
+    assert "no seed of 'fusion' is finished" in run(*command, "hinton:fusion", fails=True)
