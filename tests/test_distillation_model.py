@@ -173,6 +173,14 @@ def test_channels_last_and_a_bfloat16_teacher_change_rounding_only(views):
         (dict(geometry_warmup=1.5), "geometry_warmup is 1.5"),
         (dict(logit_loss="l2"), "logit_loss is 'l2'; choose one of kd, dkd, dist"),
         (dict(stage_weights=[0.0, 0.0]), "stage_weights is"),
+        (dict(stage_weights=[1.0, float("nan")]), "stage_weights is"),
+        (dict(stage_weights=[]), "stage_weights is"),
+        (dict(logit_weight=float("inf")), "logit_weight is inf"),
+        (dict(temperature=float("nan")), "temperature is nan"),
+        (dict(ofa_gamma=0), "ofa_gamma is 0"),
+        (dict(geometry_grid=10_000), "geometry_grid is 10000; at most 56"),
+        (dict(lesion_weighting=True), "lesion_weighting weights the positions of the term geometry, which is off"),
+        (dict(lesion_weighting=True, geometry_weight=1, geometry_difference="cka"), '"cka" takes no weights'),
     ],
 )
 def test_loss_options_out_of_range_are_refused(options, message):

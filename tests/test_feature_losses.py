@@ -54,6 +54,17 @@ class TestAttentionTransfer:
         teacher = -3 * student[:, torch.randperm(6)]
         assert attention_transfer_loss(student, teacher).item() == pytest.approx(0, abs=1e-10)
 
+    @pytest.mark.parametrize("scale", [1e-25, 1e-4, 1e12])
+    def test_features_of_any_size_keep_their_digits_and_their_gradient(self, scale):
+        student, teacher = torch.randn(2, 6, 4, 4), torch.randn(2, 3, 4, 4)
+        results = []
+        for factor in (1.0, scale):
+            leaf = (student * factor).requires_grad_()
+            loss = attention_transfer_loss(leaf, teacher)
+            (gradient,) = torch.autograd.grad(loss, leaf)
+            results.append((loss.detach(), gradient * factor))
+        torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-8)
+
     @pytest.mark.parametrize(("size_s", "size_t"), [((8, 8), (4, 4)), ((4, 4), (8, 8)), ((8, 4), (4, 8))])
     def test_unlike_sizes_meet_on_the_coarser(self, size_s, size_t):
         student, teacher = torch.randn(2, 3, *size_s), torch.randn(2, 5, *size_t)

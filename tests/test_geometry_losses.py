@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from hf_kdmri.distillation.geometry import (
     KERNEL_TEMPERATURE,
     fused_embedding,
+    fused_spatial_kernel,
     fused_spatial_similarity_loss,
+    kernel_difference,
     spatial_kernel,
     spatial_similarity_loss,
 )
@@ -78,7 +80,7 @@ class TestSpatialGeometry:
     def test_a_full_mask_changes_nothing_and_scale_of_weights_neither(self):
         student, teacher = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 8, 8)
         plain = spatial_similarity_loss(student, teacher, grid=4)
-        for weight in (1.0, 0.1):
+        for weight in (1.0, 0.1, 1e-8, 1e8):
             masked = spatial_similarity_loss(student, teacher, grid=4, mask=torch.full((2, 1, 32, 32), weight))
             torch.testing.assert_close(masked, plain)
 
@@ -89,6 +91,32 @@ class TestSpatialGeometry:
         before = spatial_similarity_loss(student, teacher, grid=4, mask=mask)
         student[..., 2:] += 7
         torch.testing.assert_close(spatial_similarity_loss(student, teacher, grid=4, mask=mask), before)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (dict(grid=0), "grid is 0; it must be a whole number"),
+            (dict(grid=3.5), "grid is 3.5"),
+            (dict(grid=(2, 3)), r"grid is \(2, 3\)"),
+            (dict(mask=torch.ones(2, 8, 8)), r"one for each image, got \(2, 8, 8\); mask\[:, None\]"),
+            (dict(mask=-torch.ones(2, 1, 8, 8)), "weights down to -1; weights must be at least 0"),
+            (dict(weights=[1, 2, 3]), "2 stages need as many weights, got 3.*leave the weights out"),
+            (dict(weights=[1, math.nan]), "give finite numbers of at least 0"),
+            (dict(weights=[math.inf, 1]), "give finite numbers of at least 0"),
+        ],
+    )
+    def test_what_makes_no_loss_is_refused(self, options, message):
+        stages = [torch.randn(2, 4, 8, 8), torch.randn(2, 4, 4, 4)]
+        with pytest.raises(ValueError, match=message):
+            fused_spatial_similarity_loss(stages, stages, **options)
+
+    @pytest.mark.parametrize("difference", ["squared", "smooth_l1", "kl", "cka"])
+    def test_a_teachers_kernel_made_in_inference_mode(self, difference):
+        student = torch.randn(2, 4, 8, 8, requires_grad=True)
+        with torch.inference_mode():
+            kernel_t = fused_spatial_kernel([torch.randn(2, 5, 4, 4)], grid=3)
+        kernel_difference(fused_spatial_kernel([student], grid=3), kernel_t, difference=difference).backward()
+        assert student.grad is not None and student.grad.abs().sum() > 0
 
     def test_an_empty_mask_counts_as_zero(self):
         maps = torch.randn(1, 4, 4, 4, requires_grad=True)
@@ -236,8 +264,14 @@ class TestFusedEmbedding:
 
     def test_bad_input_is_refused(self):
         maps = torch.randn(2, 4, 4, 4)
-        for stages in ([], [maps, maps[:1]], [maps[0]]):
-            with pytest.raises(ValueError, match="at least one stage map"):
+        for stages, message in (
+            ([], "at least one stage map"),
+            ([maps, maps[:1]], "batch sizes of the stage maps differ"),
+            ([maps[0]], "tokens must be put back"),
+            (maps, r"a list of stage maps, got one tensor \(2, 4, 4, 4\); write \[maps\]"),
+            ([maps[:0]], "the batch is empty"),
+        ):
+            with pytest.raises(ValueError, match=message):
                 fused_embedding(stages)
         with pytest.raises(ValueError, match="as many weights"):
             fused_embedding([maps], weights=[1, 2])

@@ -114,8 +114,10 @@ class TestDecoupled:
         for labels in (torch.zeros(2, 3), torch.tensor([0.0, 1.0]), torch.tensor([0])):
             with pytest.raises(ValueError, match=r"class indices of shape \(2,\).*use kd_loss"):
                 dkd_loss(z, z, labels)
-        for wrong in (3, -1):
-            with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
+        with pytest.raises(ValueError, match=r"got torch.int32 .* call .long\(\)"):
+            dkd_loss(z, z, torch.tensor([0, 1], dtype=torch.int32))
+        for wrong in (3, -1, -100):
+            with pytest.raises(ValueError, match=f"labels go from .*{wrong}.* 3 classes, 0 to 2"):
                 dkd_loss(z, z, torch.tensor([0, wrong]))
         with pytest.raises(ValueError, match="alpha is -1"):
             dkd_loss(z, z, torch.tensor([0, 1]), alpha=-1)

@@ -95,6 +95,16 @@ def test_bad_files_are_refused_with_the_way_out(tmp_path: Path, text: str, messa
         (["--folds", "all", "--push_to_hub", "--hub_model_id", "a/b"], r"push one afterwards"),
         (["--teacher_cache", "x", "--max_steps", "5"], r"needs views_per_image"),
         (["--robustness_images", "-1"], r"robustness_images is -1"),
+        (["--sample_weight", "1", "--per_device_train_batch_size", "2"], r"rkd relates at least 4 images.* has 2 over"),
+        (
+            ["--logit_loss", "dist", "--per_device_train_batch_size", "3"],
+            r"dist relates at least 4 images.* has 3",
+        ),
+        (
+            ["--sample_weight", "1", "--sample_loss", "gromov_wasserstein", "--per_device_train_batch_size", "64"],
+            r"takes at most 49 images, and the batch has 64",
+        ),
+        (["--shuffle_teacher", "--per_device_train_batch_size", "1"], r"batch, which has only 1"),
     ],
 )
 def test_bad_flags_are_refused_with_the_way_out(arguments: list[str], message: str):

@@ -72,6 +72,8 @@ VARIANTS = [
     dict(feature_loss="review", sample_loss="cka", logit_loss="dist"),
     dict(feature_loss="partial_cross_attention", sample_loss="gromov_wasserstein", geometry_difference="kl"),
     dict(feature_loss="groupwise_linear", geometry_difference="cka", standardize_logits=True),
+    dict(feature_loss="masked_generation", geometry_grid=3),
+    dict(feature_loss="orthogonal_projection", geometry_grid=14),
 ]
 ALL_TERMS = {f"{term}_weight": 1.0 for term in TERMS}
 BATCH = 4  # the fewest images that the terms between images take

@@ -11,8 +11,11 @@ from torch.nn import functional as F
 from hf_kdmri.distillation.projectors import (
     GroupwiseLinearProjector,
     HintProjector,
+    MaskedGenerationProjector,
+    OrthogonalProjector,
     PartialCrossAttentionProjector,
     attention_tokens,
+    orthogonal_projection_loss,
     partial_cross_attention_loss,
 )
 from hf_kdmri.distillation.stage_maps import resize_to_raster
@@ -21,6 +24,8 @@ PROJECTORS = {
     "hint": lambda c_s, c_t: HintProjector(c_s, c_t),
     "groupwise": lambda c_s, c_t: GroupwiseLinearProjector(c_s, c_t, groups_per_side=2),
     "attention": PartialCrossAttentionProjector,
+    "generation": MaskedGenerationProjector,
+    "orthogonal": OrthogonalProjector,
 }
 # Stage maps (C, H, W): a CNN's that is finer and coarser than its teacher's, and a transformer's of one raster.
 PAIRS = {
@@ -54,7 +59,8 @@ class TestEveryProjector:
             expected = (3, shape_t[1] * shape_t[2], shape_t[0])
             assert {tuple(part.shape) for side in projected for part in side} == {expected}
         else:
-            assert projected[0].shape == projected[1].shape == map_t.shape
+            expected = (3, shape_t[0]) if kind == "orthogonal" else map_t.shape
+            assert projected[0].shape == projected[1].shape == expected
         loss_of(projected).backward()
         assert map_t.grad is None and map_s.grad.abs().sum() > 0
         for name, parameter in projector.named_parameters():
@@ -144,6 +150,86 @@ class TestHint:
         projected, _ = hint(map_s, torch.zeros(2, 5, 4, 4))
         matrix, offset = hint.projection.weight[:, :, 0, 0], hint.projection.bias
         torch.testing.assert_close(projected[1, :, 2, 3], matrix @ map_s[1, :, 2, 3] + offset)
+
+
+class TestMaskedGeneration:
+    @staticmethod
+    def repeating(channels: int, **options) -> MaskedGenerationProjector:
+        """Generates what it is given, where that is not negative."""
+        projector = MaskedGenerationProjector(channels, channels, **options)
+        for layer in projector.generate:
+            if not isinstance(layer, torch.nn.Conv2d):
+                continue
+            assert layer.bias is not None
+            torch.nn.init.dirac_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+        return projector
+
+    def test_whole_in_evaluation(self):
+        map_s = torch.rand(2, 3, 8, 8)
+        generated, _ = self.repeating(3).eval()(map_s, torch.zeros(2, 3, 4, 4))
+        torch.testing.assert_close(generated, F.avg_pool2d(map_s, 2))
+
+    @pytest.mark.parametrize("ratio", [0.0, 0.25, 0.75])
+    def test_positions_are_hidden_in_all_channels(self, ratio):
+        map_s = 1 + torch.rand(4, 3, 32, 32)
+        generated, _ = self.repeating(3, mask_ratio=ratio)(map_s, map_s)
+        hidden = generated[:, 0] == 0
+        assert hidden.float().mean().item() == pytest.approx(ratio, abs=0.05)
+        torch.testing.assert_close(generated, map_s * ~hidden[:, None])
+
+    def test_channels_are_hidden_whole(self):
+        map_s = 1 + torch.rand(8, 64, 3, 3)
+        generated, _ = self.repeating(64, mask_ratio=0.15, over="channels")(map_s, map_s)
+        hidden = generated[:, :, 0, 0] == 0
+        assert hidden.float().mean().item() == pytest.approx(0.15, abs=0.06)
+        torch.testing.assert_close(generated, map_s * ~hidden[:, :, None, None])
+
+    def test_bad_options(self):
+        for options, message in (({"mask_ratio": 1.0}, "mask_ratio is 1.0"), ({"over": "images"}, "over is 'images'")):
+            with pytest.raises(ValueError, match=message):
+                MaskedGenerationProjector(3, 3, **options)
+
+
+class TestOrthogonal:
+    @pytest.mark.parametrize(("channels_s", "channels_t"), [(5, 9), (6, 6), (9, 5)])
+    def test_stays_orthogonal_while_it_learns(self, channels_s, channels_t):
+        projector = OrthogonalProjector(channels_s, channels_t)
+        optimizer = torch.optim.SGD(projector.parameters(), lr=5.0)
+        before = projector.projection.weight.detach().clone()
+        for _ in range(3):
+            optimizer.zero_grad()
+            pair = projector(torch.randn(4, channels_s, 2, 2), torch.randn(4, channels_t, 2, 2))
+            orthogonal_projection_loss(*pair).backward()
+            optimizer.step()
+        weight = projector.projection.weight.detach()
+        assert (weight - before).abs().max() > 0.01
+        product = weight.T @ weight if channels_s <= channels_t else weight @ weight.T
+        torch.testing.assert_close(product, torch.eye(len(product)), atol=1e-5, rtol=0)
+
+    def test_distances_between_images_are_kept(self):
+        map_s = torch.randn(6, 5, 4, 4)
+        projected, _ = OrthogonalProjector(5, 9)(map_s, torch.randn(6, 9, 2, 2))
+        pooled = map_s.mean((2, 3))
+        torch.testing.assert_close(torch.cdist(projected, projected), torch.cdist(pooled, pooled), atol=1e-5, rtol=1e-5)
+
+    def test_the_teachers_features_are_standardised(self):
+        _, target = OrthogonalProjector(5, 64)(torch.randn(3, 5, 2, 2), 7 + 3 * torch.randn(3, 64, 4, 4))
+        torch.testing.assert_close(target.mean(1), torch.zeros(3), atol=1e-5, rtol=0)
+        torch.testing.assert_close(target.var(1, correction=0), torch.ones(3), atol=1e-3, rtol=0)
+
+    def test_saved_and_loaded_it_is_the_same(self):
+        first, second = OrthogonalProjector(5, 9), OrthogonalProjector(5, 9)
+        second.load_state_dict(first.state_dict())
+        maps = torch.randn(2, 5, 2, 2), torch.randn(2, 9, 2, 2)
+        torch.testing.assert_close(first(*maps)[0], second(*maps)[0])
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match="one number cannot be standardised"):
+            OrthogonalProjector(3, 1)
+        for shapes in (((2, 3), (2, 4)), ((2, 3, 1), (2, 3, 1)), ((0, 3), (0, 3))):
+            with pytest.raises(ValueError, match="OrthogonalProjector makes them"):
+                orthogonal_projection_loss(*map(torch.zeros, shapes))
 
 
 class TestGroupwiseLinear:

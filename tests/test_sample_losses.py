@@ -149,6 +149,19 @@ class TestRelationalAngle:
             rkd_angle_loss(student, teacher, anchors_at_once=4)
         assert sum(kept.values()) < 48**3 / 10
 
+    def test_memory_is_bounded_whatever_the_batch(self) -> None:
+        for batch in (48, 256):
+            kept: dict[int, int] = {}
+            student, teacher = torch.randn(batch, 4, requires_grad=True), torch.randn(batch, 4)
+
+            def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+                kept[tensor.data_ptr()] = tensor.numel() * tensor.itemsize
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                rkd_angle_loss(student, teacher)
+            assert max(kept.values()) < 32e6
+
     def test_no_step_is_refused(self):
         with pytest.raises(ValueError, match="anchors_at_once is 0"):
             rkd_angle_loss(EQUILATERAL, EQUILATERAL, anchors_at_once=0)

@@ -26,8 +26,11 @@ from hf_kdmri.distillation.options import LossOptions
 from hf_kdmri.distillation.projectors import (
     GroupwiseLinearProjector,
     HintProjector,
+    MaskedGenerationProjector,
+    OrthogonalProjector,
     PartialCrossAttentionProjector,
     attention_tokens,
+    orthogonal_projection_loss,
     partial_cross_attention_loss,
 )
 from hf_kdmri.distillation.samples import rkd_angle_loss, rkd_distance_loss, similarity_preserving_loss
@@ -43,6 +46,8 @@ __all__ = [
     "GroupwiseLinearProjector",
     "HintProjector",
     "LossOptions",
+    "MaskedGenerationProjector",
+    "OrthogonalProjector",
     "PartialCrossAttentionProjector",
     "ReviewFusion",
     "StageExits",
@@ -67,6 +72,7 @@ __all__ = [
     "kernel_difference",
     "lesion_weights",
     "ofa_loss",
+    "orthogonal_projection_loss",
     "partial_cross_attention_loss",
     "rkd_angle_loss",
     "rkd_distance_loss",

@@ -26,7 +26,11 @@ def hint_loss(maps_s: Tensor, maps_t: Tensor) -> Tensor:
         A scalar in squared units of the teacher's features, 0 for equal maps.
 
     Raises:
-        ValueError: shapes differ or are not (B, C, H, W).
+        ValueError: shapes differ, are not (B, C, H, W), or hold no image.
+
+    Example:
+        >>> hint_loss(torch.zeros(1, 8, 7, 7), torch.full((1, 8, 7, 7), 2.0)).item()
+        4.0
     """
     _check_same_shape(maps_s, maps_t)
     with torch.autocast(maps_s.device.type, enabled=False):
@@ -41,7 +45,8 @@ def hcl_loss(maps_s: Tensor, maps_t: Tensor) -> Tensor:
     division makes it a mean. One image at a time, so gradient accumulation changes nothing.
 
     Reference: Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021 (arXiv 2104.09044), §3.3; levels and
-    weights are those of the published code.
+    weights are those of the published code. It chooses the grids by the height alone, so oblong maps differ: here the
+    shorter side decides.
 
     Args:
         maps_s: student maps after fusion and projection (B, C, H, W).
@@ -51,7 +56,13 @@ def hcl_loss(maps_s: Tensor, maps_t: Tensor) -> Tensor:
         A scalar in squared units of the teacher's features, 0 for equal maps.
 
     Raises:
-        ValueError: shapes differ or are not (B, C, H, W).
+        ValueError: shapes differ, are not (B, C, H, W), or hold no image.
+
+    Example:
+        >>> checkerboard = torch.ones(1, 1, 8, 8)
+        >>> checkerboard[..., ::2, 1::2] = checkerboard[..., 1::2, ::2] = -1  # the pooled grids see nothing of it
+        >>> round(hcl_loss(checkerboard, torch.zeros(1, 1, 8, 8)).item(), 4), round(1 / 1.875, 4)
+        (0.5333, 0.5333)
     """
     _check_same_shape(maps_s, maps_t)
     with torch.autocast(maps_s.device.type, enabled=False):
@@ -72,10 +83,12 @@ def attention_transfer_loss(maps_s: Tensor, maps_t: Tensor) -> Tensor:
 
     A map's attention is the mean over channels of its squares, flattened to P positions and divided by its length. No
     projector is needed, because the channels are gone. Maps of unlike sizes meet on the coarser one by area pooling.
-    The mean over P follows the published code; the paper sums. One image at a time, so gradient accumulation changes
-    nothing. Blind to which channel is active, and behind training from scratch for unlike pairs in public tables.
+    The mean square over P is that of the published code; the paper has the length of the difference, not squared. One
+    image at a time, so gradient accumulation changes nothing. Blind to which channel is active, and behind training
+    from scratch for unlike pairs in public tables.
 
-    Reference: Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017 (arXiv 1612.03928), eq. 2, p = 2.
+    Reference: Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017 (arXiv 1612.03928), eq. 2, with
+    the map F²_sum of §3.1.
 
     Args:
         maps_s: student maps (B, C_s, H_s, W_s).
@@ -85,11 +98,16 @@ def attention_transfer_loss(maps_s: Tensor, maps_t: Tensor) -> Tensor:
         A scalar without unit, 0 where the attention agrees up to scale, at most 2 / P. An all-zero map has attention 0.
 
     Raises:
-        ValueError: batch sizes differ or shapes are not (B, C, H, W).
+        ValueError: batch sizes differ, there is no image, or shapes are not (B, C, H, W).
+
+    Example:
+        >>> left = torch.tensor([[[[1.0, 0.0]]]])
+        >>> attention_transfer_loss(left, 3 * left).item(), attention_transfer_loss(left, left.flip(3)).item()
+        (0.0, 1.0)
     """
-    if maps_s.ndim != 4 or maps_t.ndim != 4 or len(maps_s) != len(maps_t):
+    if maps_s.ndim != 4 or maps_t.ndim != 4 or len(maps_s) != len(maps_t) or len(maps_s) == 0:
         raise ValueError(
-            "expected feature maps (B, C, H, W) of one batch size, got student "
+            "expected feature maps (B, C, H, W) of one batch size with an image, got student "
             f"{tuple(maps_s.shape)}, teacher {tuple(maps_t.shape)}"
         )
     size = (min(maps_s.shape[2], maps_t.shape[2]), min(maps_s.shape[3], maps_t.shape[3]))
@@ -99,14 +117,19 @@ def attention_transfer_loss(maps_s: Tensor, maps_t: Tensor) -> Tensor:
 
 
 def _attention(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    squares = F.adaptive_avg_pool2d(maps, size).square().mean(1).flatten(1)
+    pooled = F.adaptive_avg_pool2d(maps, size)
+    # The result does not see the scale, so neither does the gradient where the scale is taken for a constant; and the
+    # fourth powers below keep their digits for features of any size.
+    largest = pooled.detach().abs().amax((1, 2, 3), keepdim=True)
+    squares = (pooled / torch.where(largest > 0, largest, 1.0)).square().mean(1).flatten(1)
     # Inside the root the epsilon bounds the gradient; the squares of a zero map have none of their own.
     return squares / (squares.square().sum(1, keepdim=True) + 1e-12).sqrt()
 
 
 def _check_same_shape(maps_s: Tensor, maps_t: Tensor) -> None:
-    if maps_s.ndim != 4 or maps_s.shape != maps_t.shape:
+    if maps_s.ndim != 4 or maps_s.shape != maps_t.shape or len(maps_s) == 0:
         raise ValueError(
-            f"expected feature maps of one shape (B, C, H, W), got student {tuple(maps_s.shape)}, teacher "
-            f"{tuple(maps_t.shape)}; put a projector behind the student and pool both to one size"
+            "expected feature maps of one shape (B, C, H, W) with an image, got student "
+            f"{tuple(maps_s.shape)}, teacher {tuple(maps_t.shape)}; put a projector behind the student and pool both "
+            "to one size"
         )

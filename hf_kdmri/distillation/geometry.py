@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_kdmri.distillation.kernels import alignment
-from hf_kdmri.distillation.precision import at_least_float32
+from hf_kdmri.distillation.precision import at_least_float32, teacher_side
 
 KernelDifference = Literal["squared", "smooth_l1", "kl", "cka"]
 KERNEL_TEMPERATURE = 0.07  # of the rows' softmax in "kl"
@@ -20,20 +20,29 @@ KERNEL_TEMPERATURE = 0.07  # of the rows' softmax in "kl"
 def spatial_kernel(maps: Tensor, *, grid: int = 7) -> Tensor:
     """Cosine similarity between all positions of one image's feature map.
 
-    The map is area-pooled to a `grid` × `grid` raster first (a map coarser than the raster repeats its cells), and the
-    channel vector at every cell is divided by its length, so the kernel does not see the scale of the features nor any
-    orthogonal map of the channels. Computed in float32; a zero vector has similarity 0 to everything and no gradient
-    trouble.
+    The map is area-pooled to a `grid` × `grid` raster first (where the raster is finer, a cell is the mean of the map's
+    cells that it touches), and the channel vector at every cell is divided by its length, so the kernel does not see
+    the scale of the features nor any orthogonal map of the channels. In this order every cell has length 1 and looks
+    like itself; pooled unit vectors would be the shorter, the more mixed the tissue of a cell. Computed in float32; a
+    zero vector has similarity 0 to everything and no gradient trouble.
 
     Args:
         maps: (B, C, H, W).
-        grid: cells per side.
+        grid: cells per side, ≥ 1.
 
     Returns:
         (B, P, P) with P = grid², symmetric, values in [-1, 1].
+
+    Raises:
+        ValueError: another number of axes, no image, or a grid that is no whole number of at least 1.
+
+    Example:
+        >>> left_and_right = torch.tensor([[[[1.0, 0.0]], [[0.0, 2.0]]]])  # one channel each
+        >>> spatial_kernel(left_and_right.expand(1, 2, 2, 2), grid=2)[0].tolist()
+        [[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0]]
     """
-    if maps.ndim != 4:
-        raise ValueError(f"expected feature maps of shape (B, C, H, W), got {tuple(maps.shape)}")
+    check_grid(grid)
+    _check_maps([maps])
     with torch.autocast(maps.device.type, enabled=False):
         pooled = F.adaptive_avg_pool2d(at_least_float32(maps), grid)
         vectors = F.normalize(pooled.flatten(2), dim=1, eps=1e-6)
@@ -67,6 +76,14 @@ def spatial_similarity_loss(
 
     Returns:
         A scalar without unit, 0 where the kernels agree.
+
+    Raises:
+        ValueError: as `fused_spatial_similarity_loss`.
+
+    Example:
+        >>> halves = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]).expand(1, 2, 2, 2)  # left and right look unlike
+        >>> round(spatial_similarity_loss(halves, torch.ones(1, 5, 4, 4), grid=2).item(), 4)  # 8 of 16 pairs differ by 1
+        0.5
     """
     return fused_spatial_similarity_loss([maps_s], [maps_t], grid=grid, mask=mask, difference=difference)
 
@@ -97,7 +114,7 @@ def fused_spatial_similarity_loss(
     Args:
         stages_s: student maps, each (B, C_i, H_i, W_i).
         stages_t: teacher maps, likewise; other channels, sizes and, with equal weights, another number of stages.
-        weights: one weight ≥ 0 per stage, normalised to sum 1; default equal.
+        weights: one weight ≥ 0 per stage, normalised to sum 1, the same for both sides; default equal.
         grid: common raster, cells per side.
         mask: optional weights of positions (B, 1, H, W) ≥ 0; see `spatial_similarity_loss`.
         difference: one of the four above. "kl" and "cka" need a grid of at least 2.
@@ -108,12 +125,22 @@ def fused_spatial_similarity_loss(
     Raises:
         ValueError: no stages, unequal batch sizes, weights that do not fit, a mask of another shape, or a difference
             that is unknown or impossible with this grid or mask.
+
+    Example:
+        >>> halves, plain = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]).expand(1, 2, 2, 2), torch.ones(1, 3, 2, 2)
+        >>> round(fused_spatial_similarity_loss([halves, plain], [plain], grid=2).item(), 4)  # 8 of 16 pairs differ by ½
+        0.125
     """
+    check_grid(grid)
     check_difference(difference, grid, masked=mask is not None)
-    if stages_s and stages_t and len({maps.shape[0] for maps in (*stages_s, *stages_t)}) != 1:
+    stages_s, stages_t = _check_maps(stages_s), _check_maps(stages_t)
+    if len({maps.shape[0] for maps in (*stages_s, *stages_t)}) != 1:
         raise ValueError(
             f"batch sizes differ: student {[s.shape[0] for s in stages_s]}, teacher {[t.shape[0] for t in stages_t]}"
         )
+    # On another device the question would wait for it.
+    if mask is not None and mask.device.type == "cpu" and mask.numel() and mask.min() < 0:
+        raise ValueError(f"the mask has weights down to {mask.min().item():.3g}; weights must be at least 0")
     kernel_s = fused_spatial_kernel(stages_s, weights=weights, grid=grid)
     with torch.no_grad():
         kernel_t = fused_spatial_kernel([maps.detach() for maps in stages_t], weights=weights, grid=grid)
@@ -134,8 +161,7 @@ def fused_spatial_kernel(stages: Sequence[Tensor], *, weights: Sequence[float] |
     Raises:
         ValueError: no stages, or weights that do not fit.
     """
-    if not stages:
-        raise ValueError("at least one stage map is needed on each side")
+    stages = _check_maps(stages)
     shares = _shares(weights, len(stages))
     kernels = [spatial_kernel(maps, grid=grid) for maps in stages]
     return torch.stack([kernel * share for kernel, share in zip(kernels, shares, strict=True)]).sum(0)
@@ -164,7 +190,7 @@ def kernel_difference(
         )
     grid = math.isqrt(kernel_s.shape[-1])
     check_difference(difference, grid, masked=mask is not None)
-    kernel_t = kernel_t.detach().to(kernel_s.dtype)
+    kernel_t = teacher_side(kernel_t).to(kernel_s.dtype)
     position = _position_weights(mask, kernel_s, grid)
     if difference == "cka":
         return (1 - alignment(kernel_s, kernel_t)).mean()
@@ -173,6 +199,16 @@ def kernel_difference(
     penalty = F.mse_loss if difference == "squared" else F.smooth_l1_loss
     pair = position[:, :, None] * position[:, None, :]
     return _weighted_mean(penalty(kernel_s, kernel_t, reduction="none").flatten(1), pair.flatten(1))
+
+
+def check_grid(grid: int) -> None:
+    """Refuse a raster that has no cells.
+
+    Raises:
+        ValueError: not a whole number of at least 1.
+    """
+    if not isinstance(grid, int) or isinstance(grid, bool) or grid < 1:
+        raise ValueError(f"grid is {grid!r}; it must be a whole number of cells per side, at least 1")
 
 
 def check_difference(difference: str, grid: int, *, masked: bool) -> None:
@@ -192,9 +228,10 @@ def check_difference(difference: str, grid: int, *, masked: bool) -> None:
 def fused_embedding(stages: Sequence[Tensor], *, weights: Sequence[float] | None = None) -> Tensor:
     """One vector per image from all stages: the sample side of the fused spatial kernel.
 
-    The channel vector at every position is divided by its length, averaged over positions, and the stages' averages
-    are joined, each times the square root of its weight. The product of two images' vectors is then the mean cosine
-    between a position of the one and a position of the other, averaged over stages with the same weights as in
+    The channel vector at every position (of the map as it is, not of a raster: there is nothing to align here) is
+    divided by its length, averaged over positions, and the stages' averages are joined, each times the square root of
+    its weight. The product of two images' vectors is then the mean cosine between a position of the one and a position
+    of the other, averaged over stages with the same weights as in
     `fused_spatial_similarity_loss`. For `rkd_distance_loss`, `rkd_angle_loss` and the other losses on samples.
 
     Args:
@@ -207,11 +244,9 @@ def fused_embedding(stages: Sequence[Tensor], *, weights: Sequence[float] | None
     Raises:
         ValueError: no stages, unequal batch sizes, maps of another shape, or weights that do not fit.
     """
-    if not stages or any(maps.ndim != 4 for maps in stages) or len({len(maps) for maps in stages}) != 1:
-        raise ValueError(
-            "expected at least one stage map (B, C, H, W), all of one batch size, got "
-            f"{[tuple(maps.shape) for maps in stages]}"
-        )
+    stages = _check_maps(stages)
+    if len({len(maps) for maps in stages}) != 1:
+        raise ValueError(f"batch sizes of the stage maps differ: {[len(maps) for maps in stages]}")
     shares = _shares(weights, len(stages))
     with torch.autocast(stages[0].device.type, enabled=False):
         pooled = [_mean_direction(at_least_float32(maps)) for maps in stages]
@@ -229,8 +264,13 @@ def _position_weights(mask: Tensor | None, kernel: Tensor, grid: int) -> Tensor:
     if mask is None:
         return kernel.new_ones(kernel.shape[:2])
     if mask.ndim != 4 or mask.shape[:2] != (len(kernel), 1):
-        raise ValueError(f"expected a mask of shape ({len(kernel)}, 1, H, W), got {tuple(mask.shape)}")
-    return F.adaptive_avg_pool2d(mask.to(kernel.dtype), grid).flatten(1)
+        raise ValueError(
+            f"expected a mask of shape ({len(kernel)}, 1, H, W), one for each image, got {tuple(mask.shape)}; "
+            "mask[:, None] adds the axis of one channel"
+        )
+    pooled = F.adaptive_avg_pool2d(mask.to(kernel.dtype), grid).flatten(1)
+    mean = pooled.mean(1, keepdim=True)
+    return pooled / torch.where(mean > 0, mean, 1.0)  # so that only ratios count, however small the weights
 
 
 def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -250,8 +290,31 @@ def _row_divergence(kernel_s: Tensor, kernel_t: Tensor, position: Tensor) -> Ten
     return F.kl_div(log_rows(kernel_s), log_rows(kernel_t), log_target=True, reduction="none").sum(-1)
 
 
+def _check_maps(stages: Sequence[Tensor]) -> list[Tensor]:
+    """The stages as a list, or a ValueError that says what they are instead."""
+    if isinstance(stages, Tensor):
+        raise ValueError(f"expected a list of stage maps, got one tensor {tuple(stages.shape)}; write [maps]")
+    stages = list(stages)
+    if not stages:
+        raise ValueError("at least one stage map is needed on each side")
+    for maps in stages:
+        if maps.ndim != 4:
+            raise ValueError(
+                f"expected feature maps of shape (B, C, H, W), got {tuple(maps.shape)}; a transformer's tokens must be "
+                "put back in their places first (timm: forward_intermediates(…, output_fmt='NCHW'))"
+            )
+        if len(maps) == 0:
+            raise ValueError(f"the batch is empty: a feature map has the shape {tuple(maps.shape)}")
+    return stages
+
+
 def _shares(weights: Sequence[float] | None, stages: int) -> list[float]:
-    weights = [1.0] * stages if weights is None else list(weights)
-    if len(weights) != stages or min(weights) < 0 or sum(weights) <= 0:
-        raise ValueError(f"{stages} stages need as many weights ≥ 0 that are not all 0, got {weights}")
-    return [weight / sum(weights) for weight in weights]
+    shares = [1.0] * stages if weights is None else [float(weight) for weight in weights]
+    if len(shares) != stages:
+        raise ValueError(
+            f"{stages} stages need as many weights, got {len(shares)}: {shares}; where student and teacher have "
+            "unequal numbers of stages, leave the weights out, so that each side's count equally"
+        )
+    if not (all(0 <= share < math.inf for share in shares) and sum(shares) > 0):
+        raise ValueError(f"weights are {shares}; give finite numbers of at least 0, not all of them 0")
+    return [share / sum(shares) for share in shares]

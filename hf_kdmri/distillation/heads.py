@@ -9,7 +9,13 @@ from torch import nn
 from hf_kdmri.distillation.exits import StageExits
 from hf_kdmri.distillation.fusion import ReviewFusion, TopDownFusionExit
 from hf_kdmri.distillation.options import MASK, LossOptions
-from hf_kdmri.distillation.projectors import GroupwiseLinearProjector, HintProjector, PartialCrossAttentionProjector
+from hf_kdmri.distillation.projectors import (
+    GroupwiseLinearProjector,
+    HintProjector,
+    MaskedGenerationProjector,
+    OrthogonalProjector,
+    PartialCrossAttentionProjector,
+)
 from hf_kdmri.distillation.segmentation import TumourMaskHead
 
 
@@ -75,5 +81,7 @@ def _feature_head(
         "hint": HintProjector,
         "partial_cross_attention": PartialCrossAttentionProjector,
         "groupwise_linear": GroupwiseLinearProjector,
+        "masked_generation": MaskedGenerationProjector,
+        "orthogonal_projection": OrthogonalProjector,
     }
     return projectors[loss](*middle_pair(student_channels, teacher_channels)) if loss in projectors else None

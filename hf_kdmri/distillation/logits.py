@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -73,14 +75,19 @@ def dkd_loss(
 
     Raises:
         ValueError: shapes differ, labels are not class indices, or a number is out of range.
+
+    Example:
+        >>> zs, zt = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]])
+        >>> round(dkd_loss(zs, zt, torch.tensor([0]), temperature=1.0).item(), 4)
+        0.3877
     """
     _refuse_negative(alpha=alpha, beta=beta)
     _check_labels(labels, zs)
     with torch.autocast(zs.device.type, enabled=False):
         zs, zt = _tempered(zs, zt, temperature, standardize)
         # Columns of the other classes, without a boolean index, which would wait for the GPU.
-        others = torch.arange(zs.shape[1] - 1, device=zs.device).expand(len(zs), -1)
-        others = others + (others >= labels[:, None])
+        label_reached = _of_label(labels, zt).cumsum(1)[:, :-1].long()
+        others = torch.arange(zs.shape[1] - 1, device=zs.device) + label_reached
         target = _divergence(_log_label_or_not(zs, labels, others), _log_label_or_not(zt, labels, others))
         rest = _divergence(F.log_softmax(zs.gather(1, others), dim=1), F.log_softmax(zt.gather(1, others), dim=1))
         return (alpha * target + beta * rest) * temperature**2
@@ -125,12 +132,20 @@ def dist_loss(
 
     Raises:
         ValueError: shapes differ, fewer than two images or classes, or a number out of range.
+
+    Example:
+        >>> zs = torch.tensor([[2.0, 0.0], [0.0, 2.0]])  # probabilities vary over classes and images
+        >>> round(dist_loss(zs, 3 * zs).item(), 4), round(dist_loss(zs, zs.flip(0)).item(), 4)  # the same, the opposite
+        (0.0, 4.0)
     """
     _refuse_negative(beta=beta, gamma=gamma)
     with torch.autocast(zs.device.type, enabled=False):
         zs, zt = _tempered(zs, zt, temperature, standardize)
         if len(zs) < 2:
-            raise ValueError("dist_loss correlates over the batch and needs at least 2 images, got 1")
+            raise ValueError(
+                "dist_loss correlates over the batch and needs at least 2 images, got 1; use a larger batch, or "
+                "drop_last if the last one is short"
+            )
         ps, pt = zs.softmax(1), zt.softmax(1)
         return beta * (1 - _correlation(ps, pt, dim=1).mean()) + gamma * (1 - _correlation(ps, pt, dim=0).mean())
 
@@ -161,13 +176,17 @@ def ofa_loss(zs: Tensor, zt: Tensor, labels: Tensor, *, gamma: float = 1.5, stan
 
     Raises:
         ValueError: shapes differ, labels are not class indices, or γ is not positive.
+
+    Example:
+        >>> know_nothing = torch.zeros(1, 2)
+        >>> round(ofa_loss(know_nothing, know_nothing, torch.tensor([0]), gamma=1.0).item(), 4)  # log 2
+        0.6931
     """
-    if gamma <= 0:
-        raise ValueError(f"gamma is {gamma}; it must be above 0")
+    _refuse_not_positive("gamma", gamma)
     _check_labels(labels, zs)
     with torch.autocast(zs.device.type, enabled=False):
         zs, zt = _tempered(zs, zt, 1.0, standardize)
-        is_label = torch.zeros_like(zt).scatter_(1, labels[:, None], 1.0)
+        is_label = _of_label(labels, zt)
         weight = (zt.softmax(1) + is_label) ** gamma - is_label
         return -(weight * F.log_softmax(zs, dim=1)).sum(1).mean()
 
@@ -185,7 +204,16 @@ def standardize_logits(logits: Tensor) -> Tensor:
 
     Returns:
         (B, C) in float32 or float64; constant logits become 0.
+
+    Raises:
+        ValueError: another shape, or one class.
+
+    Example:
+        >>> standardize_logits(torch.tensor([[1.0, 2.0, 3.0]])).round(decimals=3).tolist()
+        [[-1.0, 0.0, 1.0]]
     """
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(f"expected logits (B, C) of at least two classes, got {tuple(logits.shape)}")
     logits = at_least_float32(logits)
     variance, mean = torch.var_mean(logits, dim=1, keepdim=True)
     return (logits - mean) / (variance + 1e-8).sqrt()
@@ -197,8 +225,7 @@ def _tempered(zs: Tensor, zt: Tensor, temperature: float, standardize: bool) -> 
             "expected logits of one shape (B, C) with an image and at least two classes, got student "
             f"{tuple(zs.shape)}, teacher {tuple(zt.shape)}"
         )
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; it must be above 0")
+    _refuse_not_positive("temperature", temperature)
     zs, zt = at_least_float32(zs), teacher_side(zt)
     if standardize:
         zs, zt = standardize_logits(zs), standardize_logits(zt)
@@ -222,13 +249,33 @@ def _correlation(a: Tensor, b: Tensor, dim: int) -> Tensor:
 
 def _check_labels(labels: Tensor, logits: Tensor) -> None:
     if labels.dtype != torch.int64 or labels.shape != logits.shape[:1]:
+        whole = not labels.is_floating_point() and labels.shape == logits.shape[:1]
+        hint = "call .long() on them" if whole else "mixed labels have no single class, use kd_loss with them"
         raise ValueError(
             f"expected int64 class indices of shape ({len(logits)},), got {labels.dtype} of shape "
-            f"{tuple(labels.shape)}; mixed labels have no single class, use kd_loss with them"
+            f"{tuple(labels.shape)}; {hint}"
         )
+
+
+def _of_label(labels: Tensor, logits: Tensor) -> Tensor:
+    """1 for the label's class and 0 for the others, (B, C), in the logits' type."""
+    try:
+        return torch.zeros_like(logits).scatter_(1, labels[:, None], 1.0)
+    except (IndexError, RuntimeError) as error:  # to ask before would wait for the device at every step
+        if "out of bounds" not in str(error):
+            raise
+        raise ValueError(
+            f"labels go from {labels.min().item()} to {labels.max().item()}, but the logits have {logits.shape[1]} "
+            f"classes, 0 to {logits.shape[1] - 1}; leave out rows without a label"
+        ) from error
 
 
 def _refuse_negative(**weights: float) -> None:
     for name, value in weights.items():
-        if not value >= 0:
-            raise ValueError(f"{name} is {value}; it must be at least 0")
+        if not (value >= 0 and math.isfinite(value)):
+            raise ValueError(f"{name} is {value}; it must be a finite number of at least 0")
+
+
+def _refuse_not_positive(name: str, value: float) -> None:
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} is {value}; it must be a finite number above 0")

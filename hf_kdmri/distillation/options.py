@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
@@ -9,10 +11,20 @@ from hf_kdmri.distillation.geometry import KernelDifference
 
 TERMS = ("logit", "geometry", "sample", "exit", "feature")  # what a teacher adds
 MASK = "mask"  # the second task, with or without a teacher
+_LARGEST_GRID = 56
 LOGIT_LOSSES = ("kd", "dkd", "dist")
 KERNEL_DIFFERENCES = get_args(KernelDifference)
 SAMPLE_LOSSES = ("rkd", "similarity_preserving", "cka", "gromov_wasserstein")
-FEATURE_LOSSES = ("hint", "attention_transfer", "review", "ofa", "partial_cross_attention", "groupwise_linear")
+FEATURE_LOSSES = (
+    "hint",
+    "attention_transfer",
+    "review",
+    "ofa",
+    "partial_cross_attention",
+    "groupwise_linear",
+    "masked_generation",
+    "orthogonal_projection",
+)
 
 
 def _about(help_text: str, choices: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -105,19 +117,40 @@ class LossOptions:
 
     def __post_init__(self) -> None:
         """Check ranges at creation, not at step 900."""
-        minimum = {"temperature": 1e-3, "geometry_grid": 2}
+        minimum = {"temperature": 1e-3, "geometry_grid": 2, "ofa_gamma": 1e-3}
         for option in fields(LossOptions):
             value, choices = getattr(self, option.name), option.metadata.get("choices")
             if choices and value not in choices:
                 raise ValueError(f"{option.name} is {value!r}; choose one of {', '.join(choices)}")
-            if isinstance(value, (int, float)) and not value >= minimum.get(option.name, 0):
-                raise ValueError(f"{option.name} is {value}; it must be at least {minimum.get(option.name, 0)}")
+            least = minimum.get(option.name, 0)
+            if isinstance(value, (int, float)) and not least <= value < math.inf:
+                raise ValueError(f"{option.name} is {value}; it must be a finite number of at least {least}")
             if option.name.endswith("warmup") and value is not None and value > 1:
                 raise ValueError(f"{option.name} is {value}; it is a share of all steps, 0 to 1")
         if not self.label_smoothing_factor < 1:
             raise ValueError(f"label_smoothing_factor is {self.label_smoothing_factor}; it must be below 1")
-        if self.stage_weights is not None and (min(self.stage_weights, default=-1) < 0 or not sum(self.stage_weights)):
-            raise ValueError(f"stage_weights is {self.stage_weights}; give numbers of at least 0, not all of them 0")
+        weights = self.stage_weights
+        if weights is not None and not (all(0 <= weight < math.inf for weight in weights) and sum(weights) > 0):
+            raise ValueError(f"stage_weights is {weights}; give finite numbers of at least 0, not all of them 0")
+        if self.geometry_grid > _LARGEST_GRID:
+            raise ValueError(
+                f"geometry_grid is {self.geometry_grid}; at most {_LARGEST_GRID} is taken, since every image's kernel "
+                "has grid⁴ numbers, and no stage is that fine"
+            )
+        if self.lesion_weighting and not self.geometry_weight > 0:
+            raise ValueError(
+                "lesion_weighting weights the positions of the term geometry, which is off; set geometry_weight above 0"
+            )
+        if self.lesion_weighting and self.geometry_difference == "cka":
+            raise ValueError(
+                'geometry_difference "cka" takes no weights of positions; choose another, or leave lesion_weighting out'
+            )
+        if self.uses("sample", "gromov_wasserstein") and importlib.util.find_spec("ot") is None:
+            raise ValueError("sample_loss gromov_wasserstein needs POT: pip install 'hf_kdmri[ot]'")
+
+    def uses(self, term: str, loss: str) -> bool:
+        """Whether a term is on with this loss."""
+        return getattr(self, f"{term}_weight") > 0 and getattr(self, f"{term}_loss") == loss
 
     @property
     def terms(self) -> list[str]:

@@ -7,9 +7,13 @@ after training.
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import orthogonal
 
 from hf_kdmri.distillation.precision import at_least_float32, teacher_side
 from hf_kdmri.distillation.stage_maps import check_channels, check_map, resize_to_raster
@@ -146,6 +150,165 @@ class GroupwiseLinearProjector(_StageProjector):
         return torch.cat(rows, dim=1).permute(0, 3, 1, 2), teacher_side(map_t)
 
 
+class MaskedGenerationProjector(_StageProjector):
+    """MGD: the teacher's whole map is generated from a part of the student's.
+
+    A 1×1 convolution brings the student's channels to the teacher's (left out where they agree), a random part of the
+    result is set to 0 while training, and two 3×3 convolutions with a ReLU between them generate the map. To be
+    compared by `hint_loss`, equation 4 with a mean in place of the sum: multiply λ by C_t · H_t · W_t to repeat the
+    published weights. C_s · C_t + 18 · C_t² parameters and biases, more than many a student has: for a stage of few
+    channels.
+
+    Reference: Yang et al., "Masked Generative Distillation", ECCV 2022 (arXiv 2205.01529), equations 2 to 4.
+
+    Args:
+        student_channels: C_s of the student's stage.
+        teacher_channels: C_t of the teacher's stage.
+        mask_ratio: λ of the paper, the share that is set to 0, from 0 to below 1. The published code has .15 for
+            classification, the paper ½ for most of its detectors.
+        over: "positions", as in the paper's equations, all channels of a position alike; or "channels", as in the
+            published code for classification.
+
+    Raises:
+        ValueError: fewer than one channel, a ratio out of range, or another `over`.
+
+    Example:
+        >>> generate = MaskedGenerationProjector(8, 12)
+        >>> student, teacher = generate(torch.zeros(2, 8, 14, 14), torch.zeros(2, 12, 7, 7))
+        >>> student.shape == teacher.shape == (2, 12, 7, 7)
+        True
+    """
+
+    def __init__(
+        self,
+        student_channels: int,
+        teacher_channels: int,
+        *,
+        mask_ratio: float = 0.5,
+        over: Literal["positions", "channels"] = "positions",
+    ) -> None:
+        super().__init__(student_channels, teacher_channels)
+        if not 0 <= mask_ratio < 1:
+            raise ValueError(f"mask_ratio is {mask_ratio}; it must be at least 0 and below 1")
+        if over not in ("positions", "channels"):
+            raise ValueError(f"over is {over!r}; choose positions or channels")
+        self.mask_ratio = mask_ratio
+        self.over = over
+        self.align: nn.Module = nn.Identity()
+        if student_channels != teacher_channels:
+            self.align = nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
+        self.generate = nn.Sequential(
+            nn.Conv2d(teacher_channels, teacher_channels, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(teacher_channels, teacher_channels, kernel_size=3, padding=1),
+        )
+
+    def forward(self, map_s: Tensor, map_t: Tensor) -> tuple[Tensor, Tensor]:
+        """Bring the student's map to the teacher's raster and channels, hide a part of it, and generate the rest.
+
+        Args:
+            map_s: (B, C_s, H_s, W_s).
+            map_t: (B, C_t, H_t, W_t).
+
+        Returns:
+            Two maps (B, C_t, H_t, W_t): the generated one, and the teacher's, at least float32 and without gradient.
+
+        Raises:
+            ValueError: channels or batch sizes do not fit.
+        """
+        self._check(map_s, map_t)
+        aligned = self.align(resize_to_raster(map_s, _raster(map_t)))
+        if self.training and self.mask_ratio > 0:
+            shape = (len(aligned), 1, *_raster(aligned)) if self.over == "positions" else (*aligned.shape[:2], 1, 1)
+            aligned = aligned * (torch.rand(shape, device=aligned.device) >= self.mask_ratio).to(aligned.dtype)
+        return self.generate(aligned), teacher_side(map_t)
+
+
+class OrthogonalProjector(_StageProjector):
+    """V_kD: pooled features of the student, turned without stretching, against standardised ones of the teacher.
+
+    A projection with orthonormal columns (rows, where the teacher has fewer channels) keeps all distances between the
+    student's features, so what is learned must be learned by the student and not by the projector. The teacher's
+    features are standardised over their channels (layer normalisation without weights), which the paper found right
+    for telling classes apart. To be compared by `orthogonal_projection_loss`. C_s · C_t parameters.
+
+    Features are pooled over all positions, as in the published code. Its projector is a matrix exponential; here it
+    is torch's `orthogonal` parametrisation, which may choose Householder reflections.
+
+    Reference: Miles, Elezi & Deng, "V_kD: Improving Knowledge Distillation using Orthogonal Projections", CVPR 2024
+    (arXiv 2403.06213), §3.
+
+    Args:
+        student_channels: C_s of the student's stage.
+        teacher_channels: C_t of the teacher's stage, at least 2, or there is nothing to standardise.
+
+    Raises:
+        ValueError: too few channels.
+
+    Example:
+        >>> project = OrthogonalProjector(8, 12)
+        >>> student, teacher = project(torch.randn(2, 8, 14, 14), torch.randn(2, 12, 7, 7))
+        >>> student.shape == teacher.shape == (2, 12)
+        True
+    """
+
+    def __init__(self, student_channels: int, teacher_channels: int) -> None:
+        super().__init__(student_channels, teacher_channels)
+        if teacher_channels < 2:
+            raise ValueError("the teacher's stage has 1 channel, and one number cannot be standardised; take another")
+        self.projection = orthogonal(nn.Linear(student_channels, teacher_channels, bias=False))
+
+    def forward(self, map_s: Tensor, map_t: Tensor) -> tuple[Tensor, Tensor]:
+        """Pool both maps, project the student's features and standardise the teacher's.
+
+        Args:
+            map_s: (B, C_s, H_s, W_s).
+            map_t: (B, C_t, H_t, W_t).
+
+        Returns:
+            Features (B, C_t) of the student, projected, and of the teacher, without gradient and with mean 0 and
+            variance 1 over the channels; both at least float32.
+
+        Raises:
+            ValueError: channels or batch sizes do not fit.
+        """
+        self._check(map_s, map_t)
+        with torch.autocast(map_s.device.type, enabled=False):
+            projected = self.projection(at_least_float32(map_s).mean((2, 3)))
+            pooled = teacher_side(map_t).mean((2, 3))
+            return projected, F.layer_norm(pooled, pooled.shape[1:])
+
+
+def orthogonal_projection_loss(features_s: Tensor, features_t: Tensor) -> Tensor:
+    """V_kD's difference: Huber's function of threshold 1 between projected and standardised features, mean over all.
+
+    One image at a time, so gradient accumulation changes nothing.
+
+    Reference: Miles, Elezi & Deng, CVPR 2024 (arXiv 2403.06213); the function is that of the published code.
+
+    Args:
+        features_s: the student's, from `OrthogonalProjector`, (B, D).
+        features_t: the teacher's, likewise.
+
+    Returns:
+        A scalar in standard deviations of the teacher's features, 0 for equal ones.
+
+    Raises:
+        ValueError: shapes differ, are not (B, D), or hold no image.
+
+    Example:
+        >>> orthogonal_projection_loss(torch.tensor([[0.5, 3.0]]), torch.zeros(1, 2)).item()  # (0.125 + 2.5) / 2
+        1.3125
+    """
+    if features_s.ndim != 2 or features_s.shape != features_t.shape or len(features_s) == 0:
+        raise ValueError(
+            f"expected features of one shape (B, D) with an image, got student {tuple(features_s.shape)}, teacher "
+            f"{tuple(features_t.shape)}; OrthogonalProjector makes them from maps"
+        )
+    with torch.autocast(features_s.device.type, enabled=False):
+        return F.smooth_l1_loss(at_least_float32(features_s), teacher_side(features_t))
+
+
 class PartialCrossAttentionProjector(_StageProjector):
     """PCA: queries, keys and values from the student's map, to be matched with the teacher's.
 
@@ -214,8 +377,8 @@ def attention_tokens(map_t: Tensor, *, temperature: float = 0.25) -> AttentionTo
             f"attention needs a map (B, C, H, W) with at least two positions, got {tuple(map_t.shape)}; take a finer "
             f"stage or a larger input"
         )
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}; it must be above 0")
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature is {temperature}; it must be a finite number above 0")
     tokens = teacher_side(map_t).flatten(2).mT
     tokens = F.normalize(tokens - tokens.mean(1, keepdim=True), dim=2) * tokens.shape[2] ** 0.25
     return tokens * temperature**-0.5, tokens * temperature**-0.5, tokens

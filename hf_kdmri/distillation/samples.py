@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_kdmri.distillation.precision import at_least_float32, teacher_side
 
+ANGLE_BYTES = 32 * 10**6  # that the angles of one side may take at once
+
 
 def rkd_distance_loss(embeddings_s: Tensor, embeddings_t: Tensor) -> Tensor:
     """RKD's distance-wise loss: Huber(d_s,ij / μ_s − d_t,ij / μ_t), mean over all B² pairs.
@@ -23,7 +25,7 @@ def rkd_distance_loss(embeddings_s: Tensor, embeddings_t: Tensor) -> Tensor:
     and by differences, since the expansion |x|² + |y|² − 2 x·y loses its digits on off-centre features; equal points
     have gradient 0. Depends on the batch: under gradient accumulation, relations do not cross micro-batches.
 
-    Reference: Park et al., "Relational Knowledge Distillation", CVPR 2019 (arXiv 1904.05068), eq. 5–7; weight 25.
+    Reference: Park et al., "Relational Knowledge Distillation", CVPR 2019 (arXiv 1904.05068), §3.2.1; weight 25.
 
     Args:
         embeddings_s: student (B, D_s), B ≥ 2.
@@ -34,6 +36,11 @@ def rkd_distance_loss(embeddings_s: Tensor, embeddings_t: Tensor) -> Tensor:
 
     Raises:
         ValueError: shapes that do not fit, or fewer than two images.
+
+    Example:
+        >>> triangle, line = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]]), torch.tensor([[0.0], [1.0], [2.0]])
+        >>> rkd_distance_loss(triangle, 2 * triangle + 1).item(), round(rkd_distance_loss(triangle, line).item(), 4)
+        (0.0, 0.0556)
     """
     check_embeddings(embeddings_s, embeddings_t, minimum=2)
     with torch.autocast(embeddings_s.device.type, enabled=False):
@@ -41,7 +48,7 @@ def rkd_distance_loss(embeddings_s: Tensor, embeddings_t: Tensor) -> Tensor:
         return F.smooth_l1_loss(distances_s, relative_distances(teacher_side(embeddings_t)))
 
 
-def rkd_angle_loss(embeddings_s: Tensor, embeddings_t: Tensor, *, anchors_at_once: int = 16) -> Tensor:
+def rkd_angle_loss(embeddings_s: Tensor, embeddings_t: Tensor, *, anchors_at_once: int | None = None) -> Tensor:
     """RKD's angle-wise loss: Huber(cos_s,ijk − cos_t,ijk), mean over all B³ triplets.
 
     cos_ijk is the cosine at corner j of the triangle i, j, k; it does not see the scale. Huber's threshold is 1.
@@ -53,26 +60,34 @@ def rkd_angle_loss(embeddings_s: Tensor, embeddings_t: Tensor, *, anchors_at_onc
     made, and time grows with B² · D + B³ instead of B³ · D.
 
     There are B³ angles, 262,144 for B = 64. They are made for `anchors_at_once` corners j at a time and made again in
-    the backward pass, so what is held is about 3 · anchors_at_once · B² · 8 bytes per side: 2 MB for B = 64, 100 MB for
-    B = 512.
+    the backward pass, so what is held is about 3 · anchors_at_once · B² · 8 bytes per side. By default as many corners
+    are taken as keep that below 32 MB: all at once for B = 64 (6 MB), 5 of them for B = 512. A single corner takes more
+    from B = 1155 on, 100 MB for B = 2048. The time grows with B³ all the same: 512 images are 134 million angles.
 
-    Reference: Park et al., "Relational Knowledge Distillation", CVPR 2019 (arXiv 1904.05068), eq. 8–9; weight 50.
+    Reference: Park et al., "Relational Knowledge Distillation", CVPR 2019 (arXiv 1904.05068), §3.2.2; weight 50.
 
     Args:
         embeddings_s: student (B, D_s), B ≥ 3.
         embeddings_t: teacher (B, D_t).
-        anchors_at_once: corners per step; changes memory, not the value.
+        anchors_at_once: corners per step, ≥ 1; changes memory, not the value. Default: see above.
 
     Returns:
         A scalar without unit, 0 for embeddings that agree up to rotation, translation and scale.
 
     Raises:
         ValueError: shapes that do not fit, fewer than three images, or `anchors_at_once` below 1.
+
+    Example:
+        >>> triangle, line = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]]), torch.tensor([[0.0], [1.0], [2.0]])
+        >>> round(rkd_angle_loss(triangle, line).item(), 4)
+        0.12
     """
     check_embeddings(embeddings_s, embeddings_t, minimum=3)
+    batch = len(embeddings_s)
+    if anchors_at_once is None:
+        anchors_at_once = max(1, min(batch, ANGLE_BYTES // (3 * batch**2 * 8)))
     if anchors_at_once < 1:
         raise ValueError(f"anchors_at_once is {anchors_at_once}; it must be at least 1")
-    batch = len(embeddings_s)
     with torch.autocast(embeddings_s.device.type, enabled=False):
         gram_s = _centred_gram(at_least_float32(embeddings_s))
         gram_t = _centred_gram(teacher_side(embeddings_t))
@@ -91,8 +106,8 @@ def similarity_preserving_loss(embeddings_s: Tensor, embeddings_t: Tensor) -> Te
     for each batch size. Embeddings are not centred, as in the paper, so translation counts. Depends on the batch:
     under gradient accumulation, relations do not cross micro-batches.
 
-    Reference: Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019 (arXiv 1907.09682), eq. 1–4;
-    weight 3000.
+    Reference: Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019 (arXiv 1907.09682), §3.1;
+    weight 3000. torchdistill's rows have absolute sum 1, where paper and authors' code divide by their length.
 
     Args:
         embeddings_s: student (B, D_s), pooled or flattened maps, B ≥ 2.
@@ -103,6 +118,11 @@ def similarity_preserving_loss(embeddings_s: Tensor, embeddings_t: Tensor) -> Te
 
     Raises:
         ValueError: shapes that do not fit, or fewer than two images.
+
+    Example:
+        >>> unlike, alike = torch.eye(2), torch.ones(2, 1)
+        >>> round(similarity_preserving_loss(unlike, alike).item(), 4)  # 1 − √½
+        0.2929
     """
     check_embeddings(embeddings_s, embeddings_t, minimum=2)
     with torch.autocast(embeddings_s.device.type, enabled=False):

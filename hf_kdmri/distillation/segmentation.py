@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hf_kdmri.distillation.precision import at_least_float32
 from hf_kdmri.distillation.stage_maps import GROUPS, check_channels, check_stages, check_width, resize_to_raster
 
 _SMOOTHING = 1.0  # positions: keeps the Dice loss of an empty mask finite, and at 0 where nothing is drawn
@@ -105,8 +106,8 @@ def tumour_mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
             f"{tuple(masks.shape)}"
         )
     with torch.autocast(logits.device.type, enabled=False):
-        logits = logits.float()
-        target = F.adaptive_avg_pool2d((masks > 127).float(), (logits.shape[-2], logits.shape[-1]))
+        logits = at_least_float32(logits)
+        target = F.adaptive_avg_pool2d((masks > 127).to(logits.dtype), (logits.shape[-2], logits.shape[-1]))
         drawn = logits.sigmoid()
         cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
         overlap = 2 * (drawn * target).sum((1, 2, 3)) + _SMOOTHING

@@ -18,7 +18,7 @@ from hf_kdmri.distillation.kernels import cka_loss, gromov_wasserstein_loss
 from hf_kdmri.distillation.lesions import lesion_weights
 from hf_kdmri.distillation.logits import dist_loss, dkd_loss, kd_loss, ofa_loss
 from hf_kdmri.distillation.options import LossOptions
-from hf_kdmri.distillation.projectors import partial_cross_attention_loss
+from hf_kdmri.distillation.projectors import orthogonal_projection_loss, partial_cross_attention_loss
 from hf_kdmri.distillation.samples import rkd_angle_loss, rkd_distance_loss, similarity_preserving_loss
 
 FEWEST_IMAGES = 4  # debiased CKA divides by B − 3
@@ -218,4 +218,6 @@ def _feature_term(
             [ofa_loss(logits, teacher.logits, labels, gamma=options.ofa_gamma) for logits in exits]
         ).mean()
     aligned = head(*middle_pair(student.stages, teacher.stages))
-    return partial_cross_attention_loss(*aligned) if loss == "partial_cross_attention" else hint_loss(*aligned)
+    if loss == "partial_cross_attention":
+        return partial_cross_attention_loss(*aligned)
+    return orthogonal_projection_loss(*aligned) if loss == "orthogonal_projection" else hint_loss(*aligned)

@@ -11,6 +11,8 @@ import torch
 from transformers import TrainingArguments
 
 from hf_kdmri.distillation import LossOptions
+from hf_kdmri.distillation.kernels import MAX_TRANSPORT_POINTS
+from hf_kdmri.distillation.terms import FEWEST_IMAGES
 
 _DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -129,6 +131,25 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
         TrainingArguments.__post_init__(self)
         if self.mixed_precision == "bf16":
             self.bf16 = True  # asked for by accelerate's configuration; the run's must tell it, too
+        self._check_batches()
+
+    def _check_batches(self) -> None:
+        """Refuse batches in which a term between images would always be 0, or could not be computed."""
+        images = self.train_batch_size * self.world_size
+        way_out = f"the batch has {images} over all processes; change per_device_train_batch_size"
+        related = f"sample_loss {self.sample_loss}" if self.sample_weight > 0 else "logit_loss dist"
+        if images < FEWEST_IMAGES and (self.sample_weight > 0 or self.uses("logit", "dist")):
+            raise ValueError(f"{related} relates at least {FEWEST_IMAGES} images, and {way_out}")
+        if self.uses("sample", "gromov_wasserstein") and images > MAX_TRANSPORT_POINTS:
+            raise ValueError(
+                f"sample_loss gromov_wasserstein takes at most {MAX_TRANSPORT_POINTS} images, and {way_out}, or take "
+                "another sample_loss"
+            )
+        if self.shuffle_teacher and self.train_batch_size < 2:
+            raise ValueError(
+                "shuffle_teacher teaches each image with another one of its process's batch, which has only 1; set "
+                "per_device_train_batch_size to at least 2"
+            )
 
     def apply_cpu_threads(self) -> None:
         """Set torch's thread count. `accelerate launch` sets OMP_NUM_THREADS=1, which idles all cores but one."""

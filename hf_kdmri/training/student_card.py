@@ -35,6 +35,8 @@ _FEATURE_PAPERS = {
     "ofa": "hao2023one",
     "partial_cross_attention": "liu2022cross",
     "groupwise_linear": "liu2022cross",
+    "masked_generation": "yang2022masked",
+    "orthogonal_projection": "miles2024vkd",
 }
 
 
