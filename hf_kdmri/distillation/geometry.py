@@ -82,7 +82,7 @@ def spatial_similarity_loss(
 
     Example:
         >>> halves = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]).expand(1, 2, 2, 2)  # left and right look unlike
-        >>> round(spatial_similarity_loss(halves, torch.ones(1, 5, 4, 4), grid=2).item(), 4)  # 8 of 16 pairs differ by 1
+        >>> round(spatial_similarity_loss(halves, torch.ones(1, 5, 4, 4), grid=2).item(), 4)  # 8 of 16 pairs differ
         0.5
     """
     return fused_spatial_similarity_loss([maps_s], [maps_t], grid=grid, mask=mask, difference=difference)
@@ -128,7 +128,7 @@ def fused_spatial_similarity_loss(
 
     Example:
         >>> halves, plain = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]).expand(1, 2, 2, 2), torch.ones(1, 3, 2, 2)
-        >>> round(fused_spatial_similarity_loss([halves, plain], [plain], grid=2).item(), 4)  # 8 of 16 pairs differ by ½
+        >>> round(fused_spatial_similarity_loss([halves, plain], [plain], grid=2).item(), 4)  # those differ by ½
         0.125
     """
     check_grid(grid)
