@@ -163,7 +163,7 @@ def print_table(rows: list[Row]) -> None:
         differences = (f"{number:.1e}" for number in (row.value_difference, row.gradient_difference))
         note = "NO REASON GIVEN" if row.unexplained else row.note
         table.add_row(row.peer, row.loss, row.inputs, *numbers, *differences, note)
-    Console().print(table)
+    Console(width=160).print(table)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def similarity_preserving_loss(embeddings_s: Tensor, embeddings_t: Tensor) -> Te
     under gradient accumulation, relations do not cross micro-batches.
 
     Reference: Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019 (arXiv 1907.09682), §3.1;
-    weight 3000. torchdistill's rows have absolute sum 1, where paper and authors' code divide by their length.
+    weight 3000. torchdistill's rows have absolute sum 1, where the paper divides by their length.
 
     Args:
         embeddings_s: student (B, D_s), pooled or flattened maps, B ≥ 2.
