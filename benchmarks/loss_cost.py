@@ -172,8 +172,8 @@ def build_losses(
     )
     of_embeddings: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "rkd_distance_loss": kd.rkd_distance_loss,
-        "rkd_angle_loss, 16 corners at once": kd.rkd_angle_loss,
-        "rkd_angle_loss, all corners at once": partial(kd.rkd_angle_loss, anchors_at_once=len(labels)),
+        "rkd_angle_loss, 16 corners at once": partial(kd.rkd_angle_loss, anchors_at_once=16),
+        "rkd_angle_loss, as many as 32 MB hold": kd.rkd_angle_loss,
         "similarity_preserving_loss": kd.similarity_preserving_loss,
         "cka_loss": kd.cka_loss,
     }
