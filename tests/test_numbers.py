@@ -68,8 +68,9 @@ def test_images_that_are_no_numbers_are_named(tmp_path: Path):
     assert all_finite(trainer) and damage_of(checkpoints_in(tmp_path)[-1]) is None
 
 
-def test_the_term_whose_weight_is_infinite_is_named(tmp_path: Path):
-    message = stopped(tiny_trainer(tmp_path, geometry_weight=float("inf")))
+def test_the_term_whose_value_is_infinite_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(terms, "kernel_difference", lambda student, *args, **kwargs: student.sum() * float("inf"))
+    message = stopped(tiny_trainer(tmp_path))
     assert re.search(r"the term geometry \(times its λ\) is (inf|nan) at step 1, on images \d+, ", message)
     assert "ce" not in message.split(" at step")[0] and "There is no checkpoint" in message
 

@@ -184,7 +184,7 @@ def test_a_stopped_stream_ends_in_the_same_weights(tmp_path: Path) -> None:
         ({"dataset_name": None}, {}, "no data set is named"),
         ({}, {"max_steps": -1}, "needs --max_steps"),
         ({}, {"teacher_cache": "cache", "views_per_image": 2}, "leave out teacher_cache or streaming"),
-        ({}, {"lesion_weighting": True}, "masks"),
+        ({}, {"lesion_weighting": True, "geometry_weight": 1.0}, "masks"),
         ({}, {"mask_weight": 1.0}, "mask_weight needs masks"),
         ({}, {"save_strategy": "epoch"}, "--save_strategy steps"),
     ],
