@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +28,20 @@ def write_refused(folder: Path) -> dict[str, tuple[Path, str]]:
 
     first, second = Image.fromarray(grey(64, 64, 1)), Image.fromarray(grey(64, 64, 2))
     whole = saved("whole.png", first).read_bytes()
+    header = whole[12:16] + b"\0\0\xff\xff" * 2 + whole[24:29]
+    one_bit_off = whole[:28] + bytes([whole[28] ^ 1]) + whole[29:]
+    huge = whole[:12] + header + zlib.crc32(header).to_bytes(4, "big") + whole[33:]
     return {
         "empty": (file("empty.png", b""), "empty"),
         "text": (file("text.png", b"no picture at all"), "no picture that the page knows"),
         "tiff": (saved("a.tiff", first), "TIFF"),
         "cut off": (file("cut.png", whole[: len(whole) // 2]), "damaged or cut off"),
         "cut jpeg": (file("cut.jpg", b"\xff\xd8\xff\xe0\x00\x10"), "cut off"),
-        "huge": (file("huge.png", whole[:16] + b"\0\0\xff\xff" * 2 + whole[24:]), "at most 40 million"),
+        "huge": (file("huge.png", huge), "at most 40 million"),
+        "wrong checksum": (
+            file("bit.png", whole[:28] + bytes([whole[28] ^ 1]) + whole[29:]),
+            "checksum of its part IHDR",
+        ),
         "animated": (saved("two.gif", first, save_all=True, append_images=[second]), "animated"),
         "animated webp": (saved("two.webp", first.convert("RGB"), save_all=True, append_images=[second]), "animated"),
         "animated png": (saved("two.png", first, save_all=True, append_images=[second]), "animated"),
