@@ -38,10 +38,7 @@ def write_refused(folder: Path) -> dict[str, tuple[Path, str]]:
         "cut off": (file("cut.png", whole[: len(whole) // 2]), "damaged or cut off"),
         "cut jpeg": (file("cut.jpg", b"\xff\xd8\xff\xe0\x00\x10"), "cut off"),
         "huge": (file("huge.png", huge), "at most 40 million"),
-        "wrong checksum": (
-            file("bit.png", whole[:28] + bytes([whole[28] ^ 1]) + whole[29:]),
-            "checksum of its part IHDR",
-        ),
+        "wrong checksum": (file("bit.png", one_bit_off), "checksum of its part IHDR"),
         "animated": (saved("two.gif", first, save_all=True, append_images=[second]), "animated"),
         "animated webp": (saved("two.webp", first.convert("RGB"), save_all=True, append_images=[second]), "animated"),
         "animated png": (saved("two.png", first, save_all=True, append_images=[second]), "animated"),
