@@ -16,23 +16,22 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
-import json
 import os
-import random
 import shutil
 import struct
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import datasets
 import psutil
+from fuzzing import MAX_SECONDS, add_options, finish, is_finding, mutated, planned
 from page_browser import chromium, open_page, served
 from picture_mutations import STRUCTURES, mutated_picture
 from rich.console import Console
@@ -42,7 +41,6 @@ from hf_kdmri.data.picture_limits import PictureError
 from hf_kdmri.data.pictures import decode_picture
 from hf_kdmri.hub.space_page import write_space
 
-MAX_SECONDS = 2.0
 HANG_MS = 20_000
 BATCH = 50  # files between two looks at the memory
 # Runs in the page: one worker, replaced if it does not answer.
@@ -86,25 +84,15 @@ class Outcome:
     @property
     def finding(self) -> bool:
         """True if the page did what it must not."""
-        return self.verdict not in ("valid", "refused")
+        return is_finding(self.verdict)
 
 
 def main() -> None:
     """Give the page all files, print a table, write JSON."""
     arguments = parse_arguments()
     with opened(arguments.model) as (page, memory):
-        if arguments.only:
-            kind, number = arguments.only.split(":")
-            outcomes, peaks = fuzz(page, memory, [(kind, int(number))], arguments.seed)
-        else:
-            todo = [(kind, number) for kind in arguments.kinds for number in range(arguments.count)]
-            outcomes, peaks = fuzz(page, memory, todo, arguments.seed)
+        outcomes, peaks = fuzz(page, memory, planned(arguments), arguments.seed)
         browser = page.context.browser.version
-    for outcome in filter(lambda outcome: outcome.finding, outcomes):
-        path = arguments.keep / f"seed{arguments.seed}-{outcome.kind}-{outcome.number}.{outcome.kind}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(mutated(outcome.kind, arguments.seed, outcome.number))
-        print(f"{path}: {outcome.verdict}")
     result = {
         "seed": arguments.seed,
         "kinds": {kind: summary(outcomes, kind) | {"most_mib": peaks[kind]} for kind in peaks},
@@ -113,22 +101,14 @@ def main() -> None:
         "versions": {name: version(name) for name in ("playwright", "pillow", "pydicom", "numpy")},
     }
     print_table(result)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    sys.exit(any(outcome.finding for outcome in outcomes))
+    finish(outcomes, result, lambda kind, number: damaged_file(kind, arguments.seed, number), arguments)
 
 
 def parse_arguments() -> argparse.Namespace:
     """Options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="student folder, whose page is opened")
-    parser.add_argument("--count", type=int, default=5000, help="files of each kind (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the damage (default: %(default)s)")
-    parser.add_argument("--kinds", nargs="+", choices=STRUCTURES, default=list(STRUCTURES), help="default: all")
-    parser.add_argument("--only", metavar="KIND:NUMBER", help="one file, e.g. png:17")
-    parser.add_argument(
-        "--keep", type=Path, default=Path("fuzz_findings"), help="findings go here (default: %(default)s)"
-    )
+    add_options(parser, list(STRUCTURES))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     return parser.parse_args()
 
@@ -171,7 +151,7 @@ def fuzz(page: Any, memory: Memory, todo: list[tuple[str, int]], seed: int) -> t
             numbers = [number for mine, number in todo if mine == kind]
             for start in range(0, len(numbers), BATCH):
                 batch = numbers[start : start + BATCH]
-                files = [mutated(kind, seed, number) for number in batch]
+                files = [damaged_file(kind, seed, number) for number in batch]
                 memory.restart()
                 answers = page.evaluate(
                     ASK, {"files": [base64.b64encode(file).decode() for file in files], "patience": HANG_MS}
@@ -183,14 +163,14 @@ def fuzz(page: Any, memory: Memory, todo: list[tuple[str, int]], seed: int) -> t
     return outcomes, peaks
 
 
-def mutated(kind: str, seed: int, number: int) -> bytes:
-    """The file of that kind and number, the same on every machine and as in fuzz_readers.py."""
-    return mutated_picture(kind, random.Random(f"{kind} {seed} {number}"))
+def damaged_file(kind: str, seed: int, number: int) -> bytes:
+    """The file of that kind and number, as in fuzz_readers.py."""
+    return mutated(partial(mutated_picture, kind), kind, seed, number)
 
 
 def judged(kind: str, number: int, file: bytes, verdict: str, digest: str | None, seconds: float) -> Outcome:
     """Put Python's answer beside the page's."""
-    if verdict in ("valid", "refused") and seconds > MAX_SECONDS:
+    if not is_finding(verdict) and seconds > MAX_SECONDS:
         verdict = "slow"
     python = python_digest(file)
     return Outcome(kind, number, verdict, seconds, python is not None, python is not None and python == digest)

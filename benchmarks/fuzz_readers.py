@@ -15,17 +15,14 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
 import multiprocessing
 import multiprocessing.connection
 import os
-import random
 import resource
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -33,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from fuzzing import MAX_SECONDS, Mutator, add_options, finish, is_finding, mutated, planned
 from mutations import mutated_mat, mutated_zip
 from picture_mutations import KINDS, mutated_picture
 from rich.console import Console
@@ -45,12 +43,11 @@ from hf_kdmri.data.picture_limits import PictureError
 from hf_kdmri.data.pictures import decode_picture
 from hf_kdmri.data.pixels import window_to_uint8
 
-MUTATORS: dict[str, Callable[[random.Random], bytes]] = {
+MUTATORS: dict[str, Mutator] = {
     "mat": mutated_mat,
     "zip": mutated_zip,
     **{kind: partial(mutated_picture, kind) for kind in KINDS},
 }
-MAX_SECONDS = 2.0
 MAX_BYTES = 2**30
 MAX_ADDRESS_SPACE = 4 * 2**30  # more than before; a larger request fails at once
 HANG_SECONDS = 30.0  # on the wall clock: the machine may be busy
@@ -69,48 +66,30 @@ class Outcome:
     @property
     def finding(self) -> bool:
         """True if the reader did what it must not."""
-        return self.verdict not in ("valid", "refused")
+        return is_finding(self.verdict)
 
 
 def main() -> None:
     """Read all files, print a table, write JSON."""
     arguments = parse_arguments()
-    if arguments.only:
-        kind, number = arguments.only.split(":")
-        todo = [(kind, int(number))]
-    else:
-        todo = [(kind, number) for number in range(arguments.count) for kind in arguments.kinds]
-    outcomes = run_all(todo, arguments.seed, arguments.num_proc)
-    for outcome in filter(lambda outcome: outcome.finding, outcomes):
-        path = arguments.keep / f"seed{arguments.seed}-{outcome.kind}-{outcome.number}.{outcome.kind}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(mutated(outcome.kind, arguments.seed, outcome.number))
-        print(f"{path}: {outcome.verdict}")
+    outcomes = run_all(planned(arguments), arguments.seed, arguments.num_proc)
     result = summarise(outcomes, arguments)
     print_table(result)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    sys.exit(any(outcome.finding for outcome in outcomes))
+    finish(outcomes, result, lambda kind, number: damaged_file(kind, arguments.seed, number), arguments)
 
 
 def parse_arguments() -> argparse.Namespace:
     """Options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=5000, help="files of each kind (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the damage (default: %(default)s)")
-    parser.add_argument("--kinds", nargs="+", choices=MUTATORS, default=list(MUTATORS), help="default: all")
+    add_options(parser, list(MUTATORS))
     parser.add_argument("--num_proc", type=int, default=2, help="worker processes (default: %(default)s)")
-    parser.add_argument("--only", metavar="KIND:NUMBER", help="one file, e.g. mat:17")
-    parser.add_argument(
-        "--keep", type=Path, default=Path("fuzz_findings"), help="findings go here (default: %(default)s)"
-    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     return parser.parse_args()
 
 
-def mutated(kind: str, seed: int, number: int) -> bytes:
-    """The file of that kind and number, the same on every machine."""
-    return MUTATORS[kind](random.Random(f"{kind} {seed} {number}"))
+def damaged_file(kind: str, seed: int, number: int) -> bytes:
+    """The file of that kind and number."""
+    return mutated(MUTATORS[kind], kind, seed, number)
 
 
 def run_all(todo: list[tuple[str, int]], seed: int, num_proc: int) -> list[Outcome]:
@@ -191,17 +170,17 @@ def work(pipe: multiprocessing.connection.Connection, seed: int) -> None:
     warnings.simplefilter("ignore")  # of Pillow and pydicom, on nearly every file
     with tempfile.TemporaryDirectory() as folder:
         for kind in MUTATORS:  # warm up: imports, tables
-            judged(kind, mutated(kind, seed, 0), Path(folder))
+            judged(kind, damaged_file(kind, seed, 0), Path(folder))
         limit_address_space()
         pipe.send("ready")
         while (task := pipe.recv()) is not None:
             kind, number = task
-            data = mutated(kind, seed, number)
+            data = damaged_file(kind, seed, number)
             before = reset_peak_mib()
             start = time.process_time()
             verdict = judged(kind, data, Path(folder))
             seconds, peak = time.process_time() - start, status_mib("VmHWM") - before
-            if verdict in ("valid", "refused"):
+            if not is_finding(verdict):
                 if seconds > MAX_SECONDS:
                     verdict = "slow"
                 if peak * 2**20 > MAX_BYTES:

@@ -105,11 +105,11 @@ def npy_bytes(array: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def nifti_bytes(volume: NDArray[Any], version: int) -> bytes:
-    """A NIfTI-1 or NIfTI-2 file of little-endian voxels (X, Y, Z), which lies as the world does."""
+def nifti_bytes(volume: NDArray[Any], version: int, affine: NDArray[np.floating] | None = None) -> bytes:
+    """A NIfTI-1 or NIfTI-2 file of little-endian voxels (X, Y, Z); the affine (4, 4) says how it lies."""
     code, bits = {"u1": 2, "i2": 4, "f4": 16}[volume.dtype.str[1:]], 8 * volume.itemsize
     header = bytearray(352 if version == 1 else 544)
-    sform = np.eye(3, 4).ravel()
+    sform = (np.eye(4) if affine is None else affine)[:3].ravel()
     if version == 1:
         struct.pack_into("<i", header, 0, 348)
         struct.pack_into("<8h", header, 40, 3, *volume.shape, 1, 1, 1, 1)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from picture_mutations import nifti_bytes
 from PIL import Image
 
 from hf_kdmri.data.pixels import window_to_uint8
@@ -164,13 +165,4 @@ def write_png(path: Path, pixels: Pixels, *, depth: int, interlaced: bool = Fals
 
 def write_nifti(path: Path, voxels: Pixels, affine: NDArray[np.floating]) -> None:
     """Write a volume of 16-bit voxels as NIfTI-1, not packed."""
-    header = bytearray(352)
-    struct.pack_into("<i", header, 0, 348)
-    struct.pack_into("<8h", header, 40, 3, *voxels.shape, 1, 1, 1, 1)
-    struct.pack_into("<2h", header, 70, 4, 16)
-    struct.pack_into("<8f", header, 76, 1, 1, 1, 1, 1, 1, 1, 1)
-    struct.pack_into("<3f", header, 108, 352, 1, 0)
-    struct.pack_into("<2h", header, 252, 0, 1)
-    struct.pack_into("<12f", header, 280, *affine[:3].ravel())
-    header[344:348] = b"n+1\0"
-    path.write_bytes(bytes(header) + voxels.astype("<i2").tobytes(order="F"))
+    path.write_bytes(nifti_bytes(voxels.astype("<i2"), 1, affine))

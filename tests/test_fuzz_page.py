@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-
-import pytest
-from page_browser import CHROMIUM, NO_CHROMIUM
 from picture_mutations import STRUCTURES
 
 from tests.conftest import ROOT
+from tests.in_browser import IN_BROWSER
 
-_NEEDED = ("onnx", "onnxscript", "onnxruntime", "pydicom", "playwright")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM),
-    pytest.mark.skipif(
-        any(importlib.util.find_spec(name) is None for name in _NEEDED),
-        reason=f"not all of {', '.join(_NEEDED)} are installed: pip install 'hf_kdmri[test,onnx]'",
-    ),
-]
+pytestmark = IN_BROWSER
 COUNT = 150  # of each kind; `benchmarks/fuzz_page.py` does the same at length
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -13,24 +12,17 @@ import numpy as np
 import PIL
 import pytest
 import torch
-from page_browser import CHROMIUM, NO_CHROMIUM, PATIENCE, answer, chromium, forget_answer, give, open_page, served
+from page_browser import PATIENCE, answer, chromium, forget_answer, give, open_page, served
 from PIL import Image
 
 from hf_kdmri import StudentForImageClassification
 from hf_kdmri.data.pixels import window_to_uint8
 from hf_kdmri.inference import ImageClassifier, read_image, save_temperature
+from tests.in_browser import IN_BROWSER
 from tests.space_pictures import colour, grey, head, write_nifti, write_pictures
 from tests.space_refused import write_refused
 
-_NEEDED = ("onnx", "onnxscript", "onnxruntime", "pydicom", "playwright")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM),
-    pytest.mark.skipif(
-        any(importlib.util.find_spec(name) is None for name in _NEEDED),
-        reason=f"not all of {', '.join(_NEEDED)} are installed: pip install 'hf_kdmri[test,onnx]'",
-    ),
-]
+pytestmark = IN_BROWSER
 EVIL = '<script>document.title="taken"</script><img src=x onerror=alert(1)>'
 CARD = "https://huggingface.co/jane/kdmri-student"
 MODELS = {

@@ -134,10 +134,8 @@ def fused_spatial_similarity_loss(
     check_grid(grid)
     check_difference(difference, grid, masked=mask is not None)
     stages_s, stages_t = _check_maps(stages_s), _check_maps(stages_t)
-    if len({maps.shape[0] for maps in (*stages_s, *stages_t)}) != 1:
-        raise ValueError(
-            f"batch sizes differ: student {[s.shape[0] for s in stages_s]}, teacher {[t.shape[0] for t in stages_t]}"
-        )
+    if len(stages_s[0]) != len(stages_t[0]):
+        raise ValueError(f"batch sizes differ: student {len(stages_s[0])}, teacher {len(stages_t[0])}")
     # On another device the question would wait for it.
     if mask is not None and mask.device.type == "cpu" and mask.numel() and mask.min() < 0:
         raise ValueError(f"the mask has weights down to {mask.min().item():.3g}; weights must be at least 0")
@@ -211,6 +209,16 @@ def check_grid(grid: int) -> None:
         raise ValueError(f"grid is {grid!r}; it must be a whole number of cells per side, at least 1")
 
 
+def check_weights(name: str, weights: Sequence[float]) -> None:
+    """Refuse weights of stages that have no mean.
+
+    Raises:
+        ValueError: one is negative or not finite, or all are 0.
+    """
+    if not (all(0 <= weight < math.inf for weight in weights) and sum(weights) > 0):
+        raise ValueError(f"{name} is {weights}; give finite numbers of at least 0, not all of them 0")
+
+
 def check_difference(difference: str, grid: int, *, masked: bool) -> None:
     """Refuse a difference of kernels that is unknown, or impossible with this grid or mask.
 
@@ -231,8 +239,8 @@ def fused_embedding(stages: Sequence[Tensor], *, weights: Sequence[float] | None
     The channel vector at every position (of the map as it is, not of a raster: there is nothing to align here) is
     divided by its length, averaged over positions, and the stages' averages are joined, each times the square root of
     its weight. The product of two images' vectors is then the mean cosine between a position of the one and a position
-    of the other, averaged over stages with the same weights as in
-    `fused_spatial_similarity_loss`. For `rkd_distance_loss`, `rkd_angle_loss` and the other losses on samples.
+    of the other, averaged over stages with the same weights as in `fused_spatial_similarity_loss`. For
+    `rkd_distance_loss`, `rkd_angle_loss` and the other losses on samples.
 
     Args:
         stages: maps (B, C_i, H_i, W_i).
@@ -245,8 +253,6 @@ def fused_embedding(stages: Sequence[Tensor], *, weights: Sequence[float] | None
         ValueError: no stages, unequal batch sizes, maps of another shape, or weights that do not fit.
     """
     stages = _check_maps(stages)
-    if len({len(maps) for maps in stages}) != 1:
-        raise ValueError(f"batch sizes of the stage maps differ: {[len(maps) for maps in stages]}")
     shares = _shares(weights, len(stages))
     with torch.autocast(stages[0].device.type, enabled=False):
         pooled = [_mean_direction(at_least_float32(maps)) for maps in stages]
@@ -305,6 +311,8 @@ def _check_maps(stages: Sequence[Tensor]) -> list[Tensor]:
             )
         if len(maps) == 0:
             raise ValueError(f"the batch is empty: a feature map has the shape {tuple(maps.shape)}")
+    if len({len(maps) for maps in stages}) != 1:
+        raise ValueError(f"batch sizes of the stage maps differ: {[len(maps) for maps in stages]}")
     return stages
 
 
@@ -315,6 +323,5 @@ def _shares(weights: Sequence[float] | None, stages: int) -> list[float]:
             f"{stages} stages need as many weights, got {len(shares)}: {shares}; where student and teacher have "
             "unequal numbers of stages, leave the weights out, so that each side's count equally"
         )
-    if not (all(0 <= share < math.inf for share in shares) and sum(shares) > 0):
-        raise ValueError(f"weights are {shares}; give finite numbers of at least 0, not all of them 0")
+    check_weights("weights", shares)
     return [share / sum(shares) for share in shares]

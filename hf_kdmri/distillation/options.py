@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
-from hf_kdmri.distillation.geometry import KernelDifference
+from hf_kdmri.distillation.geometry import KernelDifference, check_weights
 
 TERMS = ("logit", "geometry", "sample", "exit", "feature")  # what a teacher adds
 MASK = "mask"  # the second task, with or without a teacher
@@ -129,9 +129,8 @@ class LossOptions:
                 raise ValueError(f"{option.name} is {value}; it is a share of all steps, 0 to 1")
         if not self.label_smoothing_factor < 1:
             raise ValueError(f"label_smoothing_factor is {self.label_smoothing_factor}; it must be below 1")
-        weights = self.stage_weights
-        if weights is not None and not (all(0 <= weight < math.inf for weight in weights) and sum(weights) > 0):
-            raise ValueError(f"stage_weights is {weights}; give finite numbers of at least 0, not all of them 0")
+        if self.stage_weights is not None:
+            check_weights("stage_weights", self.stage_weights)
         if self.geometry_grid > _LARGEST_GRID:
             raise ValueError(
                 f"geometry_grid is {self.geometry_grid}; at most {_LARGEST_GRID} is taken, since every image's kernel "
