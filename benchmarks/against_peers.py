@@ -9,8 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from contenders import OURS
-from peers import DOCUMENTED, TUNED, find_peers
+from contenders import COMPILED, OURS, has_compiler
+from peers import DOCUMENTED, KEEPING, TUNED, find_peers
 from rich.console import Console
 from rich.table import Table
 from timing import circumstances, spread
@@ -19,11 +19,14 @@ from workers import Worker, peak_of
 TOLERANCE = 1e-4  # of a loss in float32
 ROUGH = 3e-2  # where the teacher or the student computes in bfloat16
 MEMORY = 1.10
+UNCACHED = ("ours, logits", "ours, geometry", f"ours, logits, {COMPILED}", f"ours, geometry, {COMPILED}")
 # Least images per second against a peer, and most time against the floor or the student alone.
-AGAINST = {DOCUMENTED: 2.0, TUNED: 1.3}
+AGAINST = {DOCUMENTED: 2.0, TUNED: 1.3, KEEPING: None}
 AT_MOST = {
     "ours, logits / floor": 1.05,
     "ours, geometry / floor": 1.10,
+    f"ours, logits, {COMPILED} / floor": 1.05,
+    f"ours, geometry, {COMPILED} / floor": 1.10,
     "ours, logits, cached / student": 1.05,
     "ours, geometry, cached / student": 1.15,
 }
@@ -32,19 +35,23 @@ AT_MOST = {
 def run_against_peers(arguments: argparse.Namespace) -> dict[str, Any]:
     """Check the losses, time in alternating rounds, measure memory, print; the figures, ready for JSON.
 
-    Two processes hold the contenders: one for the peers as documented, with the allocator as it is, and one for all
-    that have our precision and layout, ours and the floor among them, which keeps its memory as our training does.
+    Two processes hold the contenders: one with the allocator as it is, for the peers as documented and with our
+    precision and layout, and one that keeps its memory as our training does, for ours, the floor, and the peers again.
 
     Raises:
         SystemExit: a loss is not the reference's.
     """
     peers, missing = find_peers(arguments.peers_path)
-    documented = [name for name in peers if name.endswith(DOCUMENTED)]
-    tuned = [*OURS, *(name for name in peers if name.endswith(TUNED))]
+    mine = list(OURS)
+    if not has_compiler():
+        mine = [name for name in mine if not name.endswith(COMPILED)]
+        missing.append("the compiled teacher is left out: torch.compile needs a C++ compiler, and there is no g++")
+    as_it_is = [name for name in peers if not name.endswith(KEEPING)]
+    kept = [*mine, *(name for name in peers if name.endswith(KEEPING))]
     with ExitStack() as stack:
-        plain = stack.enter_context(closing(Worker(arguments, documented, keep=False)))
-        keeping = stack.enter_context(closing(Worker(arguments, tuned, keep=True)))
-        holder = dict.fromkeys(documented, plain) | dict.fromkeys(tuned, keeping)
+        plain = stack.enter_context(closing(Worker(arguments, as_it_is, keep=False)))
+        keeping = stack.enter_context(closing(Worker(arguments, kept, keep=True)))
+        holder = dict.fromkeys(as_it_is, plain) | dict.fromkeys(kept, keeping)
         losses = compare_losses(holder, plain.ask("reference"), arguments)
         rounds = []
         for number in range(arguments.repeats + 1):
@@ -53,7 +60,7 @@ def run_against_peers(arguments: argparse.Namespace) -> dict[str, Any]:
     memory = (
         {}
         if arguments.no_memory
-        else {name: peak_of(arguments, name, keep=name in tuned) for name in holder if name != "teacher forward"}
+        else {name: peak_of(arguments, name, keep=name in kept) for name in holder if name != "teacher forward"}
     )
     result = {
         "figures": {
@@ -111,13 +118,15 @@ def compare_losses(
 def ratios(rounds: list[dict[str, float]], peers: list[str]) -> dict[str, dict[str, float]]:
     """Round by round, with their spread: a peer's time over ours, and ours over the floor and the student alone."""
     told = {}
+    uncached = [name for name in UNCACHED if name in rounds[0]]
     for peer in peers:
-        for mine in ("ours, logits", "ours, geometry"):
+        for mine in uncached:
             told[f"{peer} / {mine}"] = spread([times[peer] / times[mine] for times in rounds])
-    for mine in ("ours, logits", "ours, geometry"):
+    for mine in uncached:
         told[f"{mine} / floor"] = spread(
             [times[mine] / (times["student step"] + times["teacher forward"]) for times in rounds]
         )
+    for mine in ("ours, logits", "ours, geometry"):
         told[f"{mine}, cached / student"] = spread(
             [times[f"{mine}, cached"] / times["student step"] for times in rounds]
         )
@@ -129,19 +138,19 @@ def memory_ratio(memory: dict[str, dict[str, float]], peers: list[str]) -> dict[
     if not memory:
         return {}
     leanest = min(memory[name]["peak"] for name in peers)
-    return {name: memory[name]["peak"] / leanest for name in ("ours, logits", "ours, geometry")}
+    return {name: memory[name]["peak"] / leanest for name in UNCACHED if name in memory}
 
 
 def print_result(result: dict[str, Any]) -> None:
     """The figures for people."""
-    settings, console = result["settings"], Console(width=118)
+    settings, console = result["settings"], Console(width=130)
     student = "bfloat16" if settings["bf16"] else "float32"
     console.print(
         f"{settings['teacher']} ({settings['teacher_dtype']}) → {settings['student']} ({student}), "
         f"{settings['image_size']} px, batch {settings['batch_size']}, {settings['repeats']} rounds; {result['device']}"
     )
     for line in result["missing"]:
-        console.print(line)
+        console.print(line, markup=False)
     table = Table("", "loss", "off by", title="Losses on the batch, and the reference's")
     for name, row in result["losses"].items():
         table.add_row(name, f"{row['loss']:.5f}", f"{row['relative_difference']:.1e}")
@@ -154,20 +163,31 @@ def print_result(result: dict[str, Any]) -> None:
             "" if peak is None else f"{peak['peak']:.0f}",
         )  # fmt: skip
     console.print(table)
-    table = Table("", "ratio (min–max)", "wanted", title="Ratios, round by round")
-    for name, ratio in result["ratios"].items():
-        table.add_row(name, f"{ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f})", _judged(name, ratio))
+    told = result["ratios"]
+    uncached = [name for name in UNCACHED if name in result["figures"]]
+    table = Table("", *uncached, "wanted", title="A peer's time over ours, round by round: median (min–max)")
+    for peer in result["figures"]:
+        against = [told.get(f"{peer} / {mine}") for mine in uncached]
+        if all(against):
+            least = _least(peer)
+            table.add_row(peer, *map(_shown, against), "" if least is None else f"≥ {least:.1f}")
+    console.print(table)
+    table = Table("", "ratio (min–max)", "wanted", title="Ours over the floor, or over the student's step alone")
+    for name, most in AT_MOST.items():
+        if name in told:
+            table.add_row(name, _shown(told[name]), f"≤ {most:.2f}: {_met(told[name]['median'] <= most)}")
     for name, value in result["memory_over_leanest_peer"].items():
         table.add_row(f"peak memory, {name} / leanest peer", f"{value:.2f}", f"≤ {MEMORY:.2f}: {_met(value <= MEMORY)}")
     console.print(table)
     console.print(", ".join(f"{name} {number}" for name, number in result["versions"].items()))
 
 
-def _judged(name: str, ratio: dict[str, float]) -> str:
-    if name in AT_MOST:
-        return f"≤ {AT_MOST[name]:.2f}: {_met(ratio['median'] <= AT_MOST[name])}"
-    least = AGAINST[DOCUMENTED if DOCUMENTED in name else TUNED]
-    return f"≥ {least:.1f}: {_met(ratio['median'] >= least)}"
+def _shown(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f})"
+
+
+def _least(peer: str) -> float | None:
+    return next(least for how, least in AGAINST.items() if peer.endswith(how))
 
 
 def _met(is_met: bool) -> str:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import os
+import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +21,7 @@ from hf_kdmri.distillation import LossOptions, kd_loss
 from hf_kdmri.models import TimmClassifier, prepare_pixels
 
 TEMPERATURE = 4.0
+COMPILED = "compiled teacher"
 LOGITS_ONLY = LossOptions(geometry_weight=0.0, temperature=TEMPERATURE)
 GEOMETRY = LossOptions(geometry_weight=1.0, temperature=TEMPERATURE)
 
@@ -135,12 +140,39 @@ def teacher_forward(pair: Pair) -> Contender:
     return Contender(forward)
 
 
-def ours(pair: Pair, options: LossOptions, *, cached: bool = False) -> Contender:
-    """`DistillationModel` as the trainer runs it, on uint8 views; with `cached`, the teacher's answers are there."""
+def faster_teacher(pair: Pair, *, compiled: bool) -> Contender:
+    """The teacher as a training asks it, by views: folded, or compiled as well."""
+    model = DistillationModel(pair.student(), pair.teacher(), teacher_dtype=pair.teacher_dtype, channels_last=True)
+    _ask_faster_teacher(model.to(pair.device), compiled=compiled)
+    return Contender(lambda: model.ask_teacher(pair.views))
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds a C++ compiler."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
+
+
+def _ask_faster_teacher(model: DistillationModel, *, compiled: bool) -> None:
+    """From now on; until the process ends."""
+    faster = ExitStack()
+    faster.enter_context(model.faster_teacher(compiled=compiled))
+    atexit.register(faster.close)
+
+
+def ours(pair: Pair, options: LossOptions, *, compiled: bool = False, cached: bool = False) -> Contender:
+    """`DistillationModel` as the trainer runs it, on uint8 views; with `cached`, the teacher's answers are there.
+
+    Args:
+        pair: teacher, student and views.
+        options: which losses.
+        compiled: with `compile_teacher`.
+        cached: with `teacher_cache`.
+    """
     model = DistillationModel(
         pair.student(), pair.teacher(), loss_options=options, teacher_dtype=pair.teacher_dtype, channels_last=True
     )
     model.to(pair.device).train()
+    _ask_faster_teacher(model, compiled=compiled)
     targets = None
     if cached:
         told = model.ask_teacher(pair.views)
@@ -164,6 +196,8 @@ OURS: dict[str, Callable[[Pair], Contender]] = {
     "teacher forward": teacher_forward,
     "ours, logits": lambda pair: ours(pair, LOGITS_ONLY),
     "ours, geometry": lambda pair: ours(pair, GEOMETRY),
+    f"ours, logits, {COMPILED}": lambda pair: ours(pair, LOGITS_ONLY, compiled=True),
+    f"ours, geometry, {COMPILED}": lambda pair: ours(pair, GEOMETRY, compiled=True),
     "ours, logits, cached": lambda pair: ours(pair, LOGITS_ONLY, cached=True),
     "ours, geometry, cached": lambda pair: ours(pair, GEOMETRY, cached=True),
 }

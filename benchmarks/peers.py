@@ -20,6 +20,7 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 from hf_kdmri.models import prepare_pixels
 
 DOCUMENTED, TUNED = "as documented", "with our precision and layout"
+KEEPING = "with our precision, layout and memory"  # the same, in a process that keeps its memory
 
 
 def timm_task(pair: Pair, *, features: bool, tuned: bool) -> Contender:
@@ -194,17 +195,16 @@ def _in_float32(said: Any) -> Any:
     return said
 
 
-def _both(build: Callable[..., Contender], name: str, **options: Any) -> dict[str, Callable[[Pair], Contender]]:
-    return {
-        f"{name}, {how}": partial(build, tuned=tuned, **options) for how, tuned in ((DOCUMENTED, False), (TUNED, True))
-    }
+def _all(build: Callable[..., Contender], name: str, **options: Any) -> dict[str, Callable[[Pair], Contender]]:
+    ways = {DOCUMENTED: False, TUNED: True, KEEPING: True}
+    return {f"{name}, {how}": partial(build, tuned=tuned, **options) for how, tuned in ways.items()}
 
 
 PEERS: dict[str, Callable[[Pair], Contender]] = {
-    **_both(timm_task, "timm.task logits", features=False),
-    **_both(timm_task, "timm.task features", features=True),
-    **_both(torchdistill_box, "torchdistill"),
-    **_both(transformers_guide, "transformers guide"),
+    **_all(timm_task, "timm.task logits", features=False),
+    **_all(timm_task, "timm.task features", features=True),
+    **_all(torchdistill_box, "torchdistill"),
+    **_all(transformers_guide, "transformers guide"),
 }
 
 

@@ -8,10 +8,12 @@ The three are timed in turn, round after round, on one batch of random views, so
 changes all of them alike. The figure that counts is the ratio distillation / (student + teacher), taken round by round:
 what the losses and the shared view cost on top of the two networks. Student and teacher are timed in float32 and in
 bfloat16, and it is said how far the teacher's answers move, so that `--bf16` and `--teacher_dtype` of a training can be
-chosen: which one is faster differs from network to network and from machine to machine.
+chosen: which one is faster differs from network to network and from machine to machine. So is the copy of the teacher
+that a training asks, with its batch normalisation folded, and that copy compiled.
 
 With `--peers` the same pair is trained by timm.task, by torchdistill and by the recipe of the transformers guide as
-well, as they document it and with our precision and layout, after it was checked that all compute the same loss.
+well, as they document it, with our precision and layout, and with our way to keep memory too, after it was checked
+that all compute the same loss.
 
 benchmarks/README.md holds the tables of one run.
 """
@@ -28,7 +30,7 @@ from typing import Any
 
 import torch
 from against_peers import run_against_peers
-from contenders import GEOMETRY, Pair, ours, student_step, teacher_forward
+from contenders import GEOMETRY, Pair, faster_teacher, has_compiler, ours, student_step, teacher_forward
 from rich.console import Console
 from rich.table import Table
 from timing import circumstances, seconds, spread
@@ -37,6 +39,7 @@ from hf_kdmri.data.augmentation import RandomViews
 from hf_kdmri.training.memory import keep_memory
 
 DTYPES = ("float32", "bfloat16")
+FASTER = ("folded teacher forward", "compiled teacher forward")
 
 
 def main() -> None:
@@ -97,6 +100,9 @@ def build_steps(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         pair = pair_in(arguments, student=dtype, teacher=dtype)
         steps[f"student step, {dtype}"] = student_step(pair).step
         steps[f"teacher forward, {dtype}"] = teacher_forward(pair).step
+        for compiled in (False, True)[: 1 + has_compiler()]:
+            faster = faster_teacher(pair, compiled=compiled)
+            steps[f"{FASTER[compiled]}, {dtype}"] = faster.step
     pair = Pair(arguments)
     steps["distillation step"] = ours(pair, GEOMETRY).step
     augmentation, index = RandomViews(), torch.arange(arguments.batch_size)
@@ -139,6 +145,12 @@ def summarise(rounds: list[dict[str, float]], arguments: argparse.Namespace, dev
             part: spread([r[f"{part}, bfloat16"] / r[f"{part}, float32"] for r in rounds])
             for part in ("student step", "teacher forward")
         },
+        "faster_teacher_over_teacher": {
+            f"{way}, {dtype}": spread([r[f"{way}, {dtype}"] / r[f"teacher forward, {dtype}"] for r in rounds])
+            for dtype in DTYPES
+            for way in FASTER
+            if f"{way}, {dtype}" in rounds[0]
+        },
         "teacher_logits_moved_by_bfloat16": how_far_bfloat16_moves_the_teacher(arguments),
         **circumstances(arguments, device),
     }
@@ -167,6 +179,8 @@ def print_table(result: dict[str, Any]) -> None:
             f"{part}: bfloat16 takes {times['median']:.2f} ({times['min']:.2f}–{times['max']:.2f}) times as long as "
             f"float32, so {faster} is faster here"
         )
+    for way, ratio in result["faster_teacher_over_teacher"].items():
+        console.print(f"{way}: {ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f}) of the teacher's time")
     console.print(
         f"in bfloat16 a logit of this (untrained) teacher moves by at most "
         f"{result['teacher_logits_moved_by_bfloat16']:.3f} standard deviations"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from hf_kdmri.distillation.labels import teacher_column_order
 from hf_kdmri.distillation.options import MASK, LossOptions
 from hf_kdmri.distillation.segmentation import tumour_mask_loss
 from hf_kdmri.distillation.terms import Features, TeacherTargets, distillation_terms, teacher_targets
-from hf_kdmri.models import TimmClassifier, prepare_pixels
+from hf_kdmri.models import TimmClassifier, fold_batch_norm, prepare_pixels
 
 
 @dataclass
@@ -80,6 +81,7 @@ class DistillationModel(nn.Module):
         self.chosen_loss_options = loss_options
         self.teacher_dtype = teacher_dtype
         self.channels_last = False
+        self._asked: tuple[TimmClassifier, Callable[..., Features]] | None = None  # in a tuple: no submodule
         self.equal_batches = False  # whether all processes are known to have batches of one size; a trainer knows
         if teacher is not None:
             # On the device, since a list as an index would be copied there in every step.
@@ -204,11 +206,34 @@ class DistillationModel(nn.Module):
         options = options or self.loss_options
         if self.teacher is None:
             raise ValueError("this model has no teacher to ask; build it as DistillationModel(student, teacher)")
+        teacher, run = self._asked or (self.teacher, _run)
         with self._teacher_precision(pixel_values.device):
-            said = _run(self.teacher, self._input_of(self.teacher, pixel_values), options.needs_stages)
+            said = run(teacher, self._input_of(teacher, pixel_values), options.needs_stages)
         return teacher_targets(
             options, Features(said.logits.index_select(1, cast(Tensor, self._teacher_columns)), said.stages)
         )
+
+    @contextmanager
+    def faster_teacher(self, *, compiled: bool = False) -> Iterator[None]:
+        """Meanwhile ask a copy of the teacher that answers faster, its batch normalisation folded (`fold_batch_norm`).
+
+        The copy is made of the weights as they are, where they are, and is no part of this module: it is not saved,
+        moved or divided among processes. Where nothing can be folded, the teacher itself is asked.
+
+        Args:
+            compiled: compile it as well (`torch.compile`), once for any number of images; done when it is first asked,
+                in about a minute.
+
+        Raises:
+            ValueError: there is no teacher.
+        """
+        if self.teacher is None:
+            raise ValueError("this model has no teacher to make faster")
+        self._asked = fold_batch_norm(self.teacher) or self.teacher, _compiled_run() if compiled else _run
+        try:
+            yield
+        finally:
+            self._asked = None
 
     def total(self, terms: dict[str, Tensor], progress: float = 1.0) -> Tensor:
         """Cross-entropy plus the other terms, each times its λ at that share (0 to 1) of all steps."""
@@ -238,3 +263,13 @@ class DistillationModel(nn.Module):
 
 def _run(model: TimmClassifier, pixels: Tensor, needs_stages: bool) -> Features:
     return Features(*model.stage_features(pixels)) if needs_stages else Features(model(pixels).logits)
+
+
+def _compiled_run() -> Callable[..., Features]:
+    run = torch.compile(_run, fullgraph=True)
+
+    def on_any_number(model: TimmClassifier, pixels: Tensor, needs_stages: bool) -> Features:
+        torch._dynamo.maybe_mark_dynamic(pixels, 0)  # or the last batch of an epoch would be compiled anew
+        return run(model, pixels, needs_stages)
+
+    return on_any_number

@@ -1,5 +1,6 @@
 """Teacher and student: transformers' timm wrapper, with stage maps and a checkpoint that four libraries load."""
 
+from hf_kdmri.models.folding import fold_batch_norm
 from hf_kdmri.models.image_classification import (
     KDConfig,
     StudentForImageClassification,
@@ -15,6 +16,7 @@ __all__ = [
     "StudentForImageClassification",
     "TeacherForImageClassification",
     "TimmClassifier",
+    "fold_batch_norm",
     "prepare_pixels",
     "stage_indices",
     "start_near_zero",

@@ -127,13 +127,18 @@ def cache_facts(
     }
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a cache that was built to the end."""
+    return (folder / MANIFEST).is_file()
+
+
 def open_teacher_cache(folder: Path, facts: Mapping[str, Any]) -> TeacherCache:
     """Open a finished cache after checking that it is the one asked for, and whole.
 
     Raises:
         TeacherCacheError: the cache is of other facts (they are named), unfinished, or damaged.
     """
-    if not (folder / MANIFEST).is_file():
+    if not is_finished(folder):
         raise TeacherCacheError(f"there is no finished teacher cache in {folder}")
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     refuse_other_facts(folder, manifest["facts"], facts)

@@ -28,6 +28,7 @@ from hf_kdmri.training.teacher_cache import (
     TeacherCache,
     TeacherCacheError,
     block_checksum,
+    is_finished,
     kernel_triangle,
     open_teacher_cache,
     refuse_other_facts,
@@ -72,7 +73,7 @@ def prepare_teacher_cache(
     lock = FileLock(f"{folder}.lock") if state.is_main_process else nullcontext()
     with lock:
         state.wait_for_everyone()
-        if not (folder / MANIFEST).is_file():
+        if not is_finished(folder):
             # One batch tells the shapes, and so the size, before anything is written.
             sample = asking.answers(range(2))
             rows = facts["images"] * facts["views_per_image"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
@@ -18,10 +21,11 @@ from hf_kdmri.data.views import ViewDataset
 from hf_kdmri.distillation import DistillationModel
 from hf_kdmri.training.arguments import DistillationTrainingArguments
 from hf_kdmri.training.averaging import AveragedTrainer
+from hf_kdmri.training.data_options import OptionError
 from hf_kdmri.training.hub_push import StudentPush
 from hf_kdmri.training.sharding import refuse_other_wrappers, shard_teacher
 from hf_kdmri.training.streaming import StreamingTrainer
-from hf_kdmri.training.teacher_cache import TeacherCache, TeacherCacheError, cache_facts
+from hf_kdmri.training.teacher_cache import TeacherCache, TeacherCacheError, cache_facts, is_finished
 from hf_kdmri.training.teacher_cache_build import prepare_teacher_cache
 
 HEAD_FILE = "distillation_head.safetensors"
@@ -97,12 +101,42 @@ class DistillationTrainer(AveragedTrainer, StudentPush, StreamingTrainer):
         self._seconds_before: float | None = None  # of training until the checkpoint that this process went on from
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train as `Trainer.train` does, after the teacher cache was opened or built where one is asked for."""
+        """Train as `Trainer.train` does, after the teacher cache was opened or built where one is asked for.
+
+        Meanwhile the teacher is asked by a faster copy, see `DistillationModel.faster_teacher`, but for one that is
+        sharded, or under DeepSpeed.
+
+        Raises:
+            OptionError: compile_teacher where torch.compile does not work.
+        """
         model = self._distillation_model()
-        if self.args.teacher_cache is not None and model.teacher is not None and model.loss_options.terms:
+        taught = model.teacher is not None and bool(model.loss_options.terms)
+        if taught and self.args.teacher_cache is not None:
             self.teacher_cache = self._prepare_teacher_cache(model)
-        self._began = time.monotonic()
-        return super().train(*args, **kwargs)
+        with self._faster_teacher(model, asked=taught and self.teacher_cache is None):
+            self._began = time.monotonic()
+            return super().train(*args, **kwargs)
+
+    @contextmanager
+    def _faster_teacher(self, model: DistillationModel, *, asked: bool) -> Iterator[None]:
+        # Sharding and DeepSpeed hold the weights in ways of their own.
+        if not asked or self.args.shard_teacher or self.is_deepspeed_enabled:
+            yield
+            return
+        compiled = self.args.compile_teacher
+        if compiled and self.is_world_process_zero() and not self.args.disable_tqdm:
+            print("  compiling the teacher, which takes a minute or so", flush=True)
+        with model.faster_teacher(compiled=compiled):
+            try:
+                yield
+            except TorchDynamoException as error:
+                if not compiled:
+                    raise
+                reason = str(error).splitlines()[0]
+                raise OptionError(
+                    f"compile_teacher: torch.compile cannot do that here: {reason} Install a C++ compiler (on Debian: "
+                    "apt install g++), or leave compile_teacher out; training gives the same without, more slowly"
+                ) from error
 
     def _prepare_teacher_cache(self, model: DistillationModel) -> TeacherCache:
         if not isinstance(self.train_dataset, ViewDataset):
@@ -116,17 +150,19 @@ class DistillationTrainer(AveragedTrainer, StudentPush, StreamingTrainer):
             views_per_image=views_per_image or 1,
             precision=str(model.teacher_dtype or self.accelerator.mixed_precision),
         )
-        return prepare_teacher_cache(
-            Path(str(self.args.teacher_cache)),
-            model,
-            self.train_dataset,
-            self.augmentation,
-            facts,
-            device=self.args.device,
-            batch_size=self.args.per_device_eval_batch_size,
-            precision=self.accelerator.autocast,
-            progress=not self.args.disable_tqdm,
-        )
+        folder = Path(str(self.args.teacher_cache))
+        with self._faster_teacher(model, asked=not is_finished(folder)):
+            return prepare_teacher_cache(
+                folder,
+                model,
+                self.train_dataset,
+                self.augmentation,
+                facts,
+                device=self.args.device,
+                batch_size=self.args.per_device_eval_batch_size,
+                precision=self.accelerator.autocast,
+                progress=not self.args.disable_tqdm,
+            )
 
     def compute_loss(
         self,
