@@ -39,6 +39,9 @@ COMMANDS = {
     "--teacher_dtype float32",
     "scaling": "--measure --teacher test_resnet --student test_vit --image_size 64 --batch_size 8 --rounds 2",
     "streaming": "--slices 640 --batch_size 64 --shards 4 --buffer 50",
+    "end_to_end": "--epochs 2 --folds 2 --threads 1 --data_dir {slices} --cache_dir {cache} "
+    "--option teacher_architecture=test_resnet --option student_architecture=test_vit "
+    "--option teacher_image_size=64 --option student_image_size=64",
     "kill_anywhere": "--count 1 --kinds sigkill",
     "long_runs": "serve --model {teacher} --minutes 0.05 --clients 2",
     "serving": "--model {teacher} --picture_size 64 --clients 2 --seconds 0.5 --repeats 1",
