@@ -37,6 +37,7 @@ from hf_kdmri.evaluation.statistics.summary_tables import difference_cell, estim
 from hf_kdmri.training.run_folder import RunFolder
 
 DRAWS = 2000
+PROBABILITIES = ("clean", "scaled", "cropped", "other look")
 Sample = dict[str, np.ndarray]
 
 
@@ -47,6 +48,13 @@ def main() -> None:
     parser.add_argument("plan", type=Path, help="its plan")
     parser.add_argument("--split", choices=["validation", "test"], default="validation", help="(default: %(default)s)")
     parser.add_argument("--against", nargs="+", default=[], metavar="A:B", help="differences A minus B, by plan names")
+    parser.add_argument(
+        "--ensemble",
+        nargs="+",
+        default=[],
+        metavar="NAME=A[+B]",
+        help="further lines: the mean of the probabilities of all seeds of these entries",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     arguments = parser.parse_args()
     told: dict[str, Any] = {"split": arguments.split, "entries": {}, "differences": {}}
@@ -59,6 +67,10 @@ def main() -> None:
         name = short(entry["name"])
         pooled[name] = samples
         drawn[name], told["entries"][name] = scores(samples)
+    for asked in arguments.ensemble:
+        name, _, members = asked.partition("=")
+        pooled[name] = [ensemble(pooled, members.split("+"))]
+        drawn[name], told["entries"][name] = scores(pooled[name])
     for pair in arguments.against:
         one, other = pair.split(":")
         told["differences"][pair] = difference(pooled, drawn, one, other)
@@ -111,6 +123,17 @@ def pool(parts: list[Sample], split: str) -> Sample:
     sample["fold"] = np.concatenate([np.full(len(part[f"{split} label"]), fold) for fold, part in enumerate(parts)])
     sample["scaled"] = np.concatenate([scaled(part, split) for part in parts])
     return sample
+
+
+def ensemble(pooled: dict[str, list[Sample]], members: list[str]) -> Sample:
+    """One sample whose probabilities are the means over all seeds of some entries."""
+    if missing := [name for name in members if name not in pooled]:
+        sys.exit(f"--ensemble: no seed of {missing[0]!r} is finished; there are {', '.join(pooled)}")
+    samples = [sample for name in members for sample in pooled[name]]
+    if any(not np.array_equal(sample["slice"], samples[0]["slice"]) for sample in samples):
+        sys.exit(f"--ensemble {'+'.join(members)}: they were tested on other folds, so no mean can be taken")
+    means = {key: np.mean([sample[key] for sample in samples], axis=0) for key in PROBABILITIES}
+    return {**samples[0], **means}
 
 
 def scaled(part: Sample, split: str) -> np.ndarray:

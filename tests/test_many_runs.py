@@ -71,12 +71,30 @@ def test_a_plan_is_carried_out_once_and_pooled(phantom_dir: Path, tmp_path: Path
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.npz")} == written
 
     pooled = tmp_path / "pooled.json"
-    printed = run("pool_runs.py", out, plan, "--split", "test", "--against", "teacher:hinton", "--json", pooled)
+    printed = run(
+        "pool_runs.py",
+        out,
+        plan,
+        "--split",
+        "test",
+        "--against",
+        "teacher:hinton",
+        "--json",
+        pooled,
+        "--ensemble",
+        "both=teacher+hinton",
+    )
     told = json.loads(pooled.read_text())
-    assert set(told["entries"]) == {"alone", "hinton", "teacher"} and "teacher:hinton" in printed
+    assert set(told["entries"]) == {"alone", "hinton", "teacher", "both"} and "teacher:hinton" in printed
     with np.load(out / "alone-f0-s1.npz") as first, np.load(out / "alone-f1-s1.npz") as second:
         right = [one["test clean"].argmax(1) == one["test label"] for one in (first, second)]
     assert told["entries"]["alone"]["accuracy"]["value"] == pytest.approx(np.concatenate(right).mean())
+    with np.load(out / "teacher-f0.npz") as first, np.load(out / "hinton-f0-s1.npz") as second:
+        together = (first["test clean"] + second["test clean"]).argmax(1) == first["test label"]
+    assert told["entries"]["both"]["accuracy"]["value"] == pytest.approx(together.mean())
     command = ("pool_runs.py", out, plan, "--split", "test", "--against")
     assert "tested on other folds" in run(*command, "hinton:alone", fails=True)
     assert "no seed of 'fusion' is finished" in run(*command, "hinton:fusion", fails=True)
+    command = ("pool_runs.py", out, plan, "--split", "test", "--ensemble")
+    assert "tested on other folds" in run(*command, "both=hinton+alone", fails=True)
+    assert "no seed of 'fusion' is finished" in run(*command, "both=hinton+fusion", fails=True)
