@@ -168,21 +168,23 @@ class DistillationModel(nn.Module):
         Raises:
             ValueError: a term that is on needs masks, and there are none.
         """
-        student_input = self._input_of(self.student, pixel_values)
         options = self.loss_options
         taught = self.teacher is not None and bool(options.terms)
         if labels is None or not self.training or not (taught or options.mask_weight > 0):
-            logits = self.student(student_input).logits
+            logits = self.student(self._input_of(self.student, pixel_values)).logits
             if labels is None:
                 return DistillationOutput(logits=logits)
             loss = self._cross_entropy(logits, labels)
             return DistillationOutput(loss=loss, logits=logits, terms={"ce": loss})
 
         needs_stages = options.mask_weight > 0 or (taught and options.needs_stages)
-        student = _run(self.student, student_input, needs_stages)
-        terms = {"ce": self._cross_entropy(student.logits, labels)}
+        # The teacher first: what it needs meanwhile is free again before the student keeps its activations.
+        teacher = None
         if taught:
             teacher = self.ask_teacher(pixel_values) if targets is None else TeacherTargets(**targets)  # type: ignore[arg-type]  # no maps
+        student = _run(self.student, self._input_of(self.student, pixel_values), needs_stages)
+        terms = {"ce": self._cross_entropy(student.logits, labels)}
+        if teacher is not None:
             terms |= distillation_terms(
                 options, self.heads, student, teacher, labels, masks, equal_batches=self.equal_batches
             )
