@@ -4,8 +4,8 @@
     python benchmarks/streaming.py --slices 300000 --json streaming.json
 
 Every slice is made when it is asked for, encoded as PNG, read through `StreamedViews` (shuffle buffer, decoding,
-workers) and trained on once by `DistillationTrainer`, with tiny networks. Memory is that of the process and its data
-workers together, pages that they share counted once (proportional set size, Linux).
+workers) and trained on once by `DistillationTrainer`, with tiny networks. Memory is what the process and its data
+workers have written, pages that they share counted once (Linux: `Pss_Anon` and `Pss_Shmem`).
 """
 
 from __future__ import annotations
@@ -91,9 +91,16 @@ class MemorySamples(TrainerCallback):
 
 
 def memory_mib() -> float:
-    """Proportional set size of this process and its children."""
-    me = psutil.Process()
-    return sum(process.memory_full_info().pss for process in [me, *me.children(recursive=True)]) / 2**20
+    """What this process and its children have written, pages that they share counted once.
+
+    Pages of files are left out: those of torch's libraries count for less where other programs have them open as well.
+    """
+    me, kib = psutil.Process(), 0
+    for process in [me, *me.children(recursive=True)]:
+        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
+            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                kib += int(line.split()[1])
+    return kib / 2**10
 
 
 def train(arguments: argparse.Namespace) -> tuple[list[tuple[float, float, float]], float]:

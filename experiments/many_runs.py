@@ -7,9 +7,10 @@ A plan is a YAML file: `options` shared by all, and `runs`, each with a `name`, 
 student), `options` of its own, the name of its `teacher`, and the `folds` and `seeds` it is repeated over; `{fold}`
 and `{seed}` in names are filled in. `split: all` instead of a fold trains on everything but fold 0's validation slices.
 Each model is trained by the same functions as by `train_kd.py`, and predicts afterwards: the validation slices, as they
-are and altered (`altered_views.py`), and, where the plan says `test: true`, the test slices. Runs are begun in the
-order of the plan; what is finished is not done again, so the next plan can go on from the teachers of the last. What
-was broken off begins anew, or at its last checkpoint if the plan has any written (`save_strategy`).
+are and, unless the plan says `altered: false`, altered (`altered_views.py`); where it says `test: true`, the test
+slices as well. Runs are begun in the order of the plan; what is finished is not done again, so the next plan can go on
+from the teachers of the last. What was broken off begins anew, or at its last checkpoint if the plan has any written
+(`save_strategy`).
 
 For each run `RUNS/NAME` holds the model and its history, `RUNS/NAME.npz` the predictions.
 """
@@ -91,7 +92,8 @@ def planned(plan: Path) -> Iterator[dict[str, Any]]:
             for fold in run.get("folds", [0]):
                 names = {key: run[key].format(fold=fold, seed=seed) for key in ("name", "teacher") if key in run}
                 options = {**told.get("options", {}), **run.get("options", {}), "fold": fold, "seed": seed}
-                yield {**run, "test": told.get("test", False), **names, "options": options}
+                whole = {key: told.get(key, default) for key, default in (("test", False), ("altered", True))}
+                yield {**run, **whole, **names, "options": options}
 
 
 def prepare(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
@@ -104,9 +106,9 @@ def prepare(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
         splits[of_split] = run, None, None, None
         teacher, student = options.model.teacher_image_size, options.model.student_image_size
         size = teacher if run["stage"] == "teacher" else student
-        wanted = {("validation", size, "image"), ("validation", VIEW_SIZE, "image")}
-        if run["test"]:
-            wanted |= {("test", size, "image"), ("test", VIEW_SIZE, "image")}
+        tested = ("validation", "test") if run["test"] else ("validation",)
+        sizes = (size, VIEW_SIZE) if run["altered"] else (size,)
+        wanted = {(split, side, "image") for split in tested for side in sizes}
         training = max(size, teacher if run["stage"] == "student" else 0)
         kind = "all" if run.get("split") == "all" else "train"
         wanted |= {(kind, training, "image")} | ({(kind, training, "mask")} if options.training.needs_masks else set())
@@ -200,7 +202,7 @@ def one_run(run: dict[str, Any], arguments: argparse.Namespace) -> str:
         kept |= {
             f"{split} {name}": values
             for name, values in predictions(
-                model, data.splits[split], altered_of(split, data, options, arguments.out)
+                model, data.splits[split], altered_of(split, data, options, arguments.out) if run["altered"] else {}
             ).items()
         }
     written = folder.path / "predictions.npz"
@@ -209,6 +211,7 @@ def one_run(run: dict[str, Any], arguments: argparse.Namespace) -> str:
     right = {
         name: (kept[f"validation {name}"].argmax(-1) == kept["validation label"]).mean()
         for name in ("clean", "cropped", "other look")
+        if f"validation {name}" in kept
     }
     return ", ".join(f"{name} {100 * value:.1f}" for name, value in right.items())
 

@@ -37,6 +37,7 @@ from hf_kdmri.evaluation.statistics.summary_tables import difference_cell, estim
 from hf_kdmri.training.run_folder import RunFolder
 
 DRAWS = 2000
+ALTERED = ("balanced_cropped", "balanced_other_look")
 PROBABILITIES = ("clean", "scaled", "cropped", "other look")
 Sample = dict[str, np.ndarray]
 
@@ -117,9 +118,11 @@ def seeds_of(entry: dict[str, Any], arguments: argparse.Namespace) -> list[Sampl
 def pool(parts: list[Sample], split: str) -> Sample:
     """Join the folds, each with the temperature that its validation slices ask for."""
     sample: Sample = {}
-    for key in ("label", "slice", "group", "clean", "cropped"):
+    for key in ("label", "slice", "group", "clean"):
         sample[key] = np.concatenate([part[f"{split} {key}"] for part in parts])
-    sample["other look"] = np.concatenate([part[f"{split} other look"] for part in parts], axis=1)
+    if all(f"{split} cropped" in part for part in parts):
+        sample["cropped"] = np.concatenate([part[f"{split} cropped"] for part in parts])
+        sample["other look"] = np.concatenate([part[f"{split} other look"] for part in parts], axis=1)
     sample["fold"] = np.concatenate([np.full(len(part[f"{split} label"]), fold) for fold, part in enumerate(parts)])
     sample["scaled"] = np.concatenate([scaled(part, split) for part in parts])
     return sample
@@ -132,7 +135,7 @@ def ensemble(pooled: dict[str, list[Sample]], members: list[str]) -> Sample:
     samples = [sample for name in members for sample in pooled[name]]
     if any(not np.array_equal(sample["slice"], samples[0]["slice"]) for sample in samples):
         sys.exit(f"--ensemble {'+'.join(members)}: they were tested on other folds, so no mean can be taken")
-    means = {key: np.mean([sample[key] for sample in samples], axis=0) for key in PROBABILITIES}
+    means = {key: np.mean([sample[key] for sample in samples], axis=0) for key in PROBABILITIES if key in samples[0]}
     return {**samples[0], **means}
 
 
@@ -183,9 +186,10 @@ def scores(samples: list[Sample]) -> tuple[Draws, dict[str, Any]]:
         ],
         "ece": over_seeds([expected_calibration_error(s["clean"], s["label"]) for s in samples]),
         "ece_scaled": over_seeds([expected_calibration_error(s["scaled"], s["label"]) for s in samples]),
-        "balanced_cropped": over_seeds([balanced(s, "cropped") for s in samples]),
-        "balanced_other_look": over_seeds([balanced(s, "other look") for s in samples]),
     }
+    for key in ("cropped", "other look"):
+        if key in samples[0]:
+            told[f"balanced_{key.replace(' ', '_')}"] = over_seeds([balanced(s, key) for s in samples])
     return mean, told
 
 
@@ -231,7 +235,7 @@ def table(told: dict[str, Any]) -> str:
             *(estimate_cell(row["recall"][label], "recall") for label in LABELS),
             estimate_cell(row["patient_accuracy"], "accuracy"),
             f"{row['ece']['mean']:.3f}", f"{row['ece_scaled']['mean']:.3f}",
-            f"{100 * row['balanced_cropped']['mean']:.1f}", f"{100 * row['balanced_other_look']['mean']:.1f}",
+            *(f"{100 * row[key]['mean']:.1f}" if key in row else "" for key in ALTERED),
         ]
         for name, row in told["entries"].items()
     ]  # fmt: skip

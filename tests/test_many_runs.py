@@ -98,3 +98,12 @@ def test_a_plan_is_carried_out_once_and_pooled(phantom_dir: Path, tmp_path: Path
     command = ("pool_runs.py", out, plan, "--split", "test", "--ensemble")
     assert "tested on other folds" in run(*command, "both=hinton+alone", fails=True)
     assert "no seed of 'fusion' is finished" in run(*command, "both=hinton+fusion", fails=True)
+
+    plan.write_text(yaml.safe_dump({**PLAN, "altered": False}))  # a plan may leave the altered slices out
+    (out / "alone-f0-s1.npz").unlink()
+    (out / "alone-f1-s1.npz").unlink()
+    assert "5 of 5 runs" in run("many_runs.py", plan, *options)
+    with np.load(out / "alone-f0-s1.npz") as said:
+        assert "test clean" in said and not any("cropped" in name or "look" in name for name in said)
+    run("pool_runs.py", out, plan, "--split", "test", "--json", pooled)
+    assert "balanced_cropped" not in json.loads(pooled.read_text())["entries"]["alone"]
