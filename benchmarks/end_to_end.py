@@ -4,8 +4,8 @@
     git worktree add /tmp/before e7a23d9^    # the version before the memory of a training was kept
     python benchmarks/end_to_end.py --data_dir DIR --teacher_weights FILE --version old=/tmp/before --json minutes.json
 
-For each version `train_kd.py` trains teacher, student alone and distilled student on one fold by the configuration
-asked for, as any user would, but for few epochs; then it tests and reports. What an epoch after the first takes is
+For each version its `train_kd.py` trains teacher, student alone and distilled student on one fold by the same
+configuration, as any user would, but for few epochs; then it tests and reports. What an epoch after the first takes is
 multiplied by the epochs of the configuration; what the first takes longer (start, compiling), and everything that is no
 epoch (reading, testing, reporting), is added once; and all of that is multiplied by the folds. So the minutes of five
 folds are an extrapolation; the measured seconds are in the JSON file. Versions take turns, `--repeats` times.
@@ -42,7 +42,7 @@ def main() -> None:
         for name, checkout in versions.items():
             rounds[name].append(measured(checkout, arguments))
     result = {
-        "versions": {name: summary(checkout, rounds[name], arguments) for name, checkout in versions.items()},
+        "versions": {name: summary(rounds[name], arguments) for name in versions},
         "settings": {key: str(value) for key, value in vars(arguments).items() if key != "json"},
         "measured": rounds,
     }
@@ -88,7 +88,7 @@ def named_path(text: str) -> tuple[str, Path]:
 def measured(checkout: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """One run: seconds as a whole, and of every epoch of every stage."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(checkout / "train_kd.py"), "--config", str(own_config(checkout, arguments))]
+        command = [sys.executable, str(checkout / "train_kd.py"), "--config", str(arguments.config.resolve())]
         command += ["--output_dir", folder, "--data_dir", arguments.data_dir, "--disable_tqdm", "true"]
         command += ["--num_train_epochs", str(arguments.epochs), "--teacher_num_train_epochs", str(arguments.epochs)]
         command += ["--cpu_threads", str(arguments.threads), "--cache_dir", arguments.cache_dir or f"{folder}/cache"]
@@ -107,21 +107,15 @@ def measured(checkout: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     return {"whole": whole, "epochs": {stage: epoch_seconds(rows, stage) for stage in STAGES}}
 
 
-def own_config(checkout: Path, arguments: argparse.Namespace) -> Path:
-    """The checkout's own file of that name, or else the one named."""
-    own = checkout / "configs" / arguments.config.name
-    return own if own.is_file() else arguments.config
-
-
 def epoch_seconds(rows: list[dict[str, Any]], stage: str) -> list[float]:
     """Seconds of each epoch, its validation included."""
     ends = [row["seconds"] for row in rows if row["stage"] == stage and "eval_loss" in row]
     return [end - begin for begin, end in zip([0.0, *ends], ends, strict=False)]
 
 
-def summary(checkout: Path, rounds: list[dict[str, Any]], arguments: argparse.Namespace) -> dict[str, Any]:
+def summary(rounds: list[dict[str, Any]], arguments: argparse.Namespace) -> dict[str, Any]:
     """Minutes of each stage and of all, with their spread over the rounds."""
-    config = yaml.safe_load(own_config(checkout, arguments).read_text(encoding="utf-8"))
+    config = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))
     students = config.get("num_train_epochs", 30)
     epochs = {"teacher": config.get("teacher_num_train_epochs", students), "baseline": students, "student": students}
     minutes: dict[str, list[float]] = {name: [] for name in (*STAGES, REST, "all")}
@@ -146,7 +140,10 @@ def print_table(result: dict[str, Any], arguments: argparse.Namespace) -> None:
     for row in (*STAGES, REST, "all"):
         cells = [result["versions"][name]["minutes"][row] for name in names]
         table.add_row(row, *(f"{cell['median']:.1f} ({cell['min']:.1f}–{cell['max']:.1f})" for cell in cells))
-    Console(width=110).print(table)
+    console = Console(width=110)
+    console.print(table)
+    if arguments.option:
+        console.print(f"this version with {', '.join(arguments.option)}", markup=False)
 
 
 if __name__ == "__main__":

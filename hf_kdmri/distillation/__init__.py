@@ -21,7 +21,7 @@ from hf_kdmri.distillation.kernels import cka_loss, gromov_wasserstein_loss
 from hf_kdmri.distillation.labels import teacher_column_order
 from hf_kdmri.distillation.lesions import lesion_weights
 from hf_kdmri.distillation.logits import dist_loss, dkd_loss, kd_loss, ofa_loss, standardize_logits
-from hf_kdmri.distillation.model import DistillationModel, DistillationOutput
+from hf_kdmri.distillation.model import DistillationModel, DistillationOutput, TeacherCompileError
 from hf_kdmri.distillation.options import LossOptions
 from hf_kdmri.distillation.projectors import (
     GroupwiseLinearProjector,
@@ -51,6 +51,7 @@ __all__ = [
     "PartialCrossAttentionProjector",
     "ReviewFusion",
     "StageExits",
+    "TeacherCompileError",
     "TeacherTargets",
     "TopDownFusionExit",
     "TumourMaskHead",

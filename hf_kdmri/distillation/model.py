@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
@@ -81,7 +82,7 @@ class DistillationModel(nn.Module):
         self.chosen_loss_options = loss_options
         self.teacher_dtype = teacher_dtype
         self.channels_last = False
-        self._asked: tuple[TimmClassifier, Callable[..., Features]] | None = None  # in a tuple: no submodule
+        self._stand_in: tuple[TimmClassifier, Callable[..., Features]] | None = None  # in a tuple: no submodule
         self.equal_batches = False  # whether all processes are known to have batches of one size; a trainer knows
         if teacher is not None:
             # On the device, since a list as an index would be copied there in every step.
@@ -181,7 +182,10 @@ class DistillationModel(nn.Module):
         # The teacher first: what it needs meanwhile is free again before the student keeps its activations.
         teacher = None
         if taught:
-            teacher = self.ask_teacher(pixel_values) if targets is None else TeacherTargets(**targets)  # type: ignore[arg-type]  # no maps
+            if targets is None:
+                teacher = self.ask_teacher(pixel_values)
+            else:
+                teacher = TeacherTargets(**targets)  # type: ignore[arg-type]  # no maps
         student = _run(self.student, self._input_of(self.student, pixel_values), needs_stages)
         terms = {"ce": self._cross_entropy(student.logits, labels)}
         if teacher is not None:
@@ -208,7 +212,7 @@ class DistillationModel(nn.Module):
         options = options or self.loss_options
         if self.teacher is None:
             raise ValueError("this model has no teacher to ask; build it as DistillationModel(student, teacher)")
-        teacher, run = self._asked or (self.teacher, _run)
+        teacher, run = self._stand_in or (self.teacher, _run)
         with self._teacher_precision(pixel_values.device):
             said = run(teacher, self._input_of(teacher, pixel_values), options.needs_stages)
         return teacher_targets(
@@ -223,19 +227,25 @@ class DistillationModel(nn.Module):
         moved or divided among processes. Where nothing can be folded, the teacher itself is asked.
 
         Args:
-            compiled: compile it as well (`torch.compile`), once for any number of images; done when it is first asked,
-                in about a minute.
+            compiled: compile it as well (`torch.compile`), once for any number of images from 2 on, and once more for a
+                single one; done when it is first asked, in about a minute.
 
         Raises:
             ValueError: there is no teacher.
+            TeacherCompileError: when it is asked, by `ask_teacher`: it cannot be compiled.
         """
         if self.teacher is None:
             raise ValueError("this model has no teacher to make faster")
-        self._asked = fold_batch_norm(self.teacher) or self.teacher, _compiled_run() if compiled else _run
+        before = self._stand_in
+        self._stand_in = fold_batch_norm(self.teacher) or self.teacher, _compiled_run() if compiled else _run
         try:
             yield
         finally:
-            self._asked = None
+            self._stand_in = before
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the faster teacher, which belongs to the training that made it."""
+        return {**self.__dict__, "_stand_in": None}
 
     def total(self, terms: dict[str, Tensor], progress: float = 1.0) -> Tensor:
         """Cross-entropy plus the other terms, each times its λ at that share (0 to 1) of all steps."""
@@ -267,11 +277,22 @@ def _run(model: TimmClassifier, pixels: Tensor, needs_stages: bool) -> Features:
     return Features(*model.stage_features(pixels)) if needs_stages else Features(model(pixels).logits)
 
 
+class TeacherCompileError(RuntimeError):
+    """torch.compile cannot compile this teacher, or not here."""
+
+
 def _compiled_run() -> Callable[..., Features]:
     run = torch.compile(_run, fullgraph=True)
 
     def on_any_number(model: TimmClassifier, pixels: Tensor, needs_stages: bool) -> Features:
         torch._dynamo.maybe_mark_dynamic(pixels, 0)  # or the last batch of an epoch would be compiled anew
-        return run(model, pixels, needs_stages)
+        try:
+            return run(model, pixels, needs_stages)
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+            reason = str(error).splitlines()[0]
+            raise TeacherCompileError(
+                f"torch.compile cannot compile the teacher {model.config.architecture}: {reason} Leave compile_teacher "
+                "out; training gives the same without, more slowly"
+            ) from error
 
     return on_any_number

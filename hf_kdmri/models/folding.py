@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -13,10 +15,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from hf_kdmri.models.image_classification import TimmClassifier
 
 Model = TypeVar("Model", bound=TimmClassifier)
+Pair = tuple[str, str]  # names of a convolution and of the normalisation after it
 # By exact type: a subclass may treat its weights in ways of its own (standardised ones would undo the folding).
 _CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 _NORMALISATIONS = (nn.BatchNorm2d, BatchNormAct2d)
-_TOLERANCE = 1e-3  # of the largest answer; rounding moves it by about 1e-6
+_TOLERANCE = 1e-3  # of the largest answer; rounding in float32 moves it by 1e-6 to 3e-5
 
 
 def fold_batch_norm(model: Model) -> Model | None:
@@ -24,75 +27,95 @@ def fold_batch_norm(model: Model) -> Model | None:
 
     In eval mode batch normalisation multiplies and shifts each channel by constants, so a convolution before it can do
     that with its own weights (`torch.nn.utils.fusion.fuse_conv_bn_weights`). What follows what is found in a
-    forward pass on noise, and the copy is compared with the model on other noise.
+    forward pass on noise, and the copy is compared with the model on other noise: pairs that change an answer (the
+    result of the convolution is used elsewhere as well) are left as they are. All of that is computed in float32 on the
+    CPU, so that the copy is the same wherever the model is.
 
     Args:
         model: in eval mode; it is not changed.
 
     Returns:
-        The copy, for inference only; None where nothing can be folded, or the copy would answer otherwise (a
-        convolution whose result is used elsewhere as well).
+        The copy, on the model's device, in its precision, for inference only; None where there is nothing to fold, or
+        it failed, of which there is a warning.
     """
-    folded = copy.deepcopy(model).requires_grad_(False)
-    pairs = _pairs(folded)
-    if not pairs:
+    if not any(type(module) in _NORMALISATIONS for module in model.modules()):
         return None
-    # The weights of a convolution without a bias get one, which `copy_` into the old ones could not give.
-    for convolution, normalisation in pairs:
-        weight, bias = fuse_conv_bn_weights(
-            convolution.weight,
-            convolution.bias,
-            normalisation.running_mean,
-            normalisation.running_var,
-            normalisation.eps,
-            normalisation.weight,
-            normalisation.bias,
-        )
-        convolution.weight, convolution.bias = weight.requires_grad_(False), bias.requires_grad_(False)
-    _replace(folded, {normalisation: _what_is_left(normalisation) for _, normalisation in pairs})
-    return folded if _agree(model, folded) else None
+    try:
+        exact = copy.deepcopy(model).float().cpu().requires_grad_(False)
+        pairs = _harmless(exact, _pairs(exact))
+        folded = _folded(exact, pairs)
+    except Exception as error:  # whatever a network does in its own ways, it can still teach as it is
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        warnings.warn(f"batch normalisation of {model.config.architecture} is not folded: {reason}", stacklevel=2)
+        return None
+    return nn.Module.to(folded, model.device, model.dtype) if pairs else None
 
 
-def _pairs(model: TimmClassifier) -> list[tuple[Any, Any]]:
+def _pairs(model: TimmClassifier) -> list[Pair]:
     """Convolutions and the normalisations that are given their result, each used once in a forward pass."""
-    results: dict[int, tuple[nn.Module, Tensor]] = {}  # the tensor is kept, so that no other gets its id
-    found: list[tuple[Any, Any]] = []
-    uses: dict[nn.Module, int] = {}
+    results: dict[int, tuple[str, Tensor]] = {}  # the tensor is kept, so that no other gets its id
+    found: list[Pair] = []
+    uses: dict[str, int] = {}
 
-    def after(module: nn.Module, given: Any, result: Tensor) -> None:
-        uses[module] = uses.get(module, 0) + 1
-        results[id(result)] = module, result
+    def watch(name: str, module: nn.Module) -> Any:
+        def after(module: nn.Module, given: Any, result: Tensor) -> None:
+            uses[name] = uses.get(name, 0) + 1
+            results[id(result)] = name, result
 
-    def before(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        uses[module] = uses.get(module, 0) + 1
-        if id(given[0]) in results:
-            found.append((results[id(given[0])][0], module))
+        def before(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            uses[name] = uses.get(name, 0) + 1
+            if given and id(given[0]) in results:
+                found.append((results[id(given[0])][0], name))
 
-    hooks = []
-    for module in model.modules():
         if type(module) in _CONVOLUTIONS:
-            hooks.append(module.register_forward_hook(after))
-        elif type(module) in _NORMALISATIONS and getattr(module, "running_var", None) is not None:
-            hooks.append(module.register_forward_pre_hook(before))
+            return module.register_forward_hook(after)
+        return module.register_forward_pre_hook(before)
+
+    hooks = [
+        watch(name, module)
+        for name, module in model.named_modules()
+        if type(module) in _CONVOLUTIONS
+        or (type(module) in _NORMALISATIONS and getattr(module, "running_var", None) is not None)
+    ]
     try:
         _answers(model, seed=0)
     finally:
         for hook in hooks:
             hook.remove()
-    return [pair for pair in found if all(uses[module] == 1 for module in pair)]
+    return [pair for pair in found if all(uses[name] == 1 for name in pair)]
 
 
-def _what_is_left(normalisation: nn.Module) -> nn.Module:
-    """The activation that timm's normalisations hold; their dropout does nothing in eval mode."""
-    activation = getattr(normalisation, "act", None)
-    return nn.Identity() if activation is None else activation
+def _harmless(model: Model, pairs: Sequence[Pair]) -> list[Pair]:
+    """Those pairs that can be folded without an answer changing, found by halving."""
+    if not pairs or _agree(model, _folded(model, pairs)):
+        return list(pairs)
+    if len(pairs) == 1:
+        return []
+    middle = len(pairs) // 2
+    return _harmless(model, pairs[:middle]) + _harmless(model, pairs[middle:])
 
 
-def _replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if child in replacements:
-                setattr(parent, name, replacements[child])
+def _folded(model: Model, pairs: Sequence[Pair]) -> Model:
+    folded = copy.deepcopy(model)
+    modules: dict[str, Any] = dict(folded.named_modules())
+    for name, after in pairs:
+        convolution, normalisation = modules[name], modules[after]
+        convolution.weight, convolution.bias = (
+            part.requires_grad_(False)
+            for part in fuse_conv_bn_weights(
+                convolution.weight,
+                convolution.bias,
+                normalisation.running_mean,
+                normalisation.running_var,
+                normalisation.eps,
+                normalisation.weight,
+                normalisation.bias,
+            )
+        )
+        parent, _, attribute = after.rpartition(".")
+        # timm's normalisations hold the activation that follows them; their dropout does nothing in eval mode
+        setattr(modules[parent], attribute, getattr(normalisation, "act", None) or nn.Identity())
+    return folded
 
 
 def _agree(model: TimmClassifier, folded: TimmClassifier) -> bool:
@@ -105,10 +128,9 @@ def _agree(model: TimmClassifier, folded: TimmClassifier) -> bool:
 
 @torch.no_grad()
 def _answers(model: TimmClassifier, seed: int) -> list[Tensor]:
-    """Logits and stage maps of two pictures of noise, in the model's own precision."""
+    """Logits and stage maps of two pictures of noise."""
     draw = torch.Generator().manual_seed(seed)
     noise = torch.randn(2, 3, model.image_size, model.image_size, generator=draw)
-    pixels = noise.to(model.device, model.dtype)
-    with torch.autocast(pixels.device.type, enabled=False):
-        logits, stages = model.stage_features(pixels)
+    with torch.autocast("cpu", enabled=False):
+        logits, stages = model.stage_features(noise)
     return [logits, *stages]

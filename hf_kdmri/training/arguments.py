@@ -130,6 +130,8 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
                 "about its own share of the images; leave one of the two out"
             )
         asks_for_deepspeed = self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+        if asks_for_deepspeed and self.compile_teacher:
+            raise ValueError("compile_teacher does not work with DeepSpeed, which holds the weights; leave it out")
         if asks_for_deepspeed and importlib.util.find_spec("deepspeed") is None:
             raise ValueError("DeepSpeed is not installed: pip install deepspeed, or launch without it (docs/scale.md)")
         if asks_for_deepspeed and not torch.accelerator.is_available():

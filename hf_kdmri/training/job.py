@@ -13,6 +13,7 @@ from accelerate import PartialState
 from hf_kdmri.hub_names import check_model_name
 from hf_kdmri.models import TimmClassifier
 from hf_kdmri.training.checkpoints import CheckpointError
+from hf_kdmri.training.compiling import check_compiler
 from hf_kdmri.training.environment import data_fingerprint, describe_environment
 from hf_kdmri.training.guard import DataWorkerError
 from hf_kdmri.training.inputs import RunData, prepare_data, training_views, views_of
@@ -93,6 +94,8 @@ def run_fold(options: RunOptions, run: RunFolder, state: PartialState, *, alone:
         alone: also write the report; over several folds it is written once, for all.
     """
     with _mendable(ValueError, OSError):
+        if options.training.compile_teacher:
+            check_compiler(options.training.device)  # now, not after a teacher was trained
         if state.is_main_process:
             run.open(options)
         state.wait_for_everyone()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
@@ -21,7 +19,7 @@ from hf_kdmri.data.views import ViewDataset
 from hf_kdmri.distillation import DistillationModel
 from hf_kdmri.training.arguments import DistillationTrainingArguments
 from hf_kdmri.training.averaging import AveragedTrainer
-from hf_kdmri.training.data_options import OptionError
+from hf_kdmri.training.compiling import check_compiler
 from hf_kdmri.training.hub_push import StudentPush
 from hf_kdmri.training.sharding import refuse_other_wrappers, shard_teacher
 from hf_kdmri.training.streaming import StreamingTrainer
@@ -107,36 +105,26 @@ class DistillationTrainer(AveragedTrainer, StudentPush, StreamingTrainer):
         sharded, or under DeepSpeed.
 
         Raises:
-            OptionError: compile_teacher where torch.compile does not work.
+            OptionError: compile_teacher where torch.compile finds no compiler.
+            TeacherCompileError: compile_teacher, and this teacher cannot be compiled.
         """
         model = self._distillation_model()
         taught = model.teacher is not None and bool(model.loss_options.terms)
         if taught and self.args.teacher_cache is not None:
             self.teacher_cache = self._prepare_teacher_cache(model)
-        with self._faster_teacher(model, asked=taught and self.teacher_cache is None):
+        with self._faster_teacher(model, needed=taught and self.teacher_cache is None):
             self._began = time.monotonic()
             return super().train(*args, **kwargs)
 
-    @contextmanager
-    def _faster_teacher(self, model: DistillationModel, *, asked: bool) -> Iterator[None]:
+    def _faster_teacher(self, model: DistillationModel, *, needed: bool) -> AbstractContextManager:
         # Sharding and DeepSpeed hold the weights in ways of their own.
-        if not asked or self.args.shard_teacher or self.is_deepspeed_enabled:
-            yield
-            return
-        compiled = self.args.compile_teacher
-        if compiled and self.is_world_process_zero() and not self.args.disable_tqdm:
-            print("  compiling the teacher, which takes a minute or so", flush=True)
-        with model.faster_teacher(compiled=compiled):
-            try:
-                yield
-            except TorchDynamoException as error:
-                if not compiled:
-                    raise
-                reason = str(error).splitlines()[0]
-                raise OptionError(
-                    f"compile_teacher: torch.compile cannot do that here: {reason} Install a C++ compiler (on Debian: "
-                    "apt install g++), or leave compile_teacher out; training gives the same without, more slowly"
-                ) from error
+        if not needed or self.args.shard_teacher or self.is_deepspeed_enabled:
+            return nullcontext()
+        if self.args.compile_teacher:
+            check_compiler(self.args.device)
+            if self.is_world_process_zero() and not self.args.disable_tqdm:
+                print("  compiling the teacher, which takes a minute or so", flush=True)
+        return model.faster_teacher(compiled=self.args.compile_teacher)
 
     def _prepare_teacher_cache(self, model: DistillationModel) -> TeacherCache:
         if not isinstance(self.train_dataset, ViewDataset):
@@ -151,7 +139,7 @@ class DistillationTrainer(AveragedTrainer, StudentPush, StreamingTrainer):
             precision=str(model.teacher_dtype or self.accelerator.mixed_precision),
         )
         folder = Path(str(self.args.teacher_cache))
-        with self._faster_teacher(model, asked=not is_finished(folder)):
+        with self._faster_teacher(model, needed=not is_finished(folder)):
             return prepare_teacher_cache(
                 folder,
                 model,
