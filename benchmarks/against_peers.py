@@ -74,6 +74,7 @@ def run_against_peers(arguments: argparse.Namespace) -> dict[str, Any]:
         "losses": losses,
         "ratios": ratios(rounds, peers),
         "memory_over_leanest_peer": memory_ratio(memory, peers),
+        "hours_of_a_sweep": hours_of_a_sweep(rounds, arguments.batch_size),
         "missing": missing,
         **circumstances(arguments, torch.device(arguments.device)),
     }
@@ -133,6 +134,32 @@ def ratios(rounds: list[dict[str, float]], peers: list[str]) -> dict[str, dict[s
     return told
 
 
+def hours_of_a_sweep(
+    rounds: list[dict[str, float]], batch_size: int, *, students: int = 10, epochs: int = 32, images: int = 2144
+) -> dict[str, float]:
+    """Hours of training many students from one teacher, each asking it, or from one cache that is built first.
+
+    Args:
+        rounds: seconds of the contenders.
+        batch_size: of a step.
+        students: trained one after the other.
+        epochs: of each; the cache holds as many views of each image.
+        images: of the training split, by default that of one fold of the published slices.
+    """
+    steps = epochs * -(-images // batch_size)
+
+    def hours(name: str) -> float:
+        return steps * statistics.median(times[name] for times in rounds) / 3600
+
+    cache = hours("teacher forward")
+    return {
+        "students": students,
+        "asking": students * hours("ours, logits"),
+        "building the cache": cache,
+        "cached": cache + students * hours("ours, logits, cached"),
+    }
+
+
 def memory_ratio(memory: dict[str, dict[str, float]], peers: list[str]) -> dict[str, float]:
     """Our peaks over that of the leanest peer."""
     if not memory:
@@ -179,6 +206,11 @@ def print_result(result: dict[str, Any]) -> None:
     for name, value in result["memory_over_leanest_peer"].items():
         table.add_row(f"peak memory, {name} / leanest peer", f"{value:.2f}", f"≤ {MEMORY:.2f}: {_met(value <= MEMORY)}")
     console.print(table)
+    sweep = result["hours_of_a_sweep"]
+    console.print(
+        f"{sweep['students']} students of one teacher: {sweep['asking']:.2f} hours when each asks it, {sweep['cached']:.2f} "
+        "from a cache, which is built in that time"
+    )
     console.print(", ".join(f"{name} {number}" for name, number in result["versions"].items()))
 
 

@@ -47,12 +47,14 @@ from hf_kdmri import (
 )
 from hf_kdmri.data.augmentation import RandomViews
 from hf_kdmri.data.views import ViewDataset, collate_views, prepare_views
+from hf_kdmri.training.memory import keep_memory
 
 
 def main() -> None:
     """Measure, print tables, write JSON."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
+    keep_memory()  # as a training does
     with tempfile.TemporaryDirectory() as folder:
         views = make_views(arguments, Path(folder))
         model = untrained_pair(arguments, teacher_dtype=getattr(torch, arguments.teacher_dtype), channels_last=True)
@@ -61,10 +63,12 @@ def main() -> None:
             for workers in arguments.workers
             for prefetch in (arguments.prefetch if workers else [None])
         }
+        with model.faster_teacher():  # as a training asks it
+            share = time_share(loaders, model, arguments)
         result = {
             "augmentation": time_augmentation(views, arguments),
             "loading": time_loading(loaders, arguments),
-            "share": time_share(loaders, model, arguments),
+            "share": share,
             **circumstances(arguments, torch.device("cpu")),
         }
     print_tables(result)

@@ -70,6 +70,8 @@ def main() -> None:
         drawn[name], told["entries"][name] = scores(samples)
     for asked in arguments.ensemble:
         name, _, members = asked.partition("=")
+        if not members or name in pooled or ":" in name:
+            sys.exit(f"--ensemble {asked}: expected NAME=A or NAME=A+B, with a new NAME without a colon")
         pooled[name] = [ensemble(pooled, members.split("+"))]
         drawn[name], told["entries"][name] = scores(pooled[name])
     for pair in arguments.against:
