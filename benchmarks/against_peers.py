@@ -208,8 +208,8 @@ def print_result(result: dict[str, Any]) -> None:
     console.print(table)
     sweep = result["hours_of_a_sweep"]
     console.print(
-        f"{sweep['students']} students of one teacher: {sweep['asking']:.2f} hours when each asks it, {sweep['cached']:.2f} "
-        "from a cache, which is built in that time"
+        f"{sweep['students']} students of one teacher: {sweep['asking']:.2f} hours when each asks it, "
+        f"{sweep['cached']:.2f} from a cache, which is built in that time"
     )
     console.print(", ".join(f"{name} {number}" for name, number in result["versions"].items()))
 

@@ -215,9 +215,11 @@ class DistillationModel(nn.Module):
         teacher, run = self._stand_in or (self.teacher, _run)
         with self._teacher_precision(pixel_values.device):
             said = run(teacher, self._input_of(teacher, pixel_values), options.needs_stages)
-        return teacher_targets(
-            options, Features(said.logits.index_select(1, cast(Tensor, self._teacher_columns)), said.stages)
-        )
+        return teacher_targets(options, Features(self.in_student_order(said.logits), said.stages))
+
+    def in_student_order(self, teacher_logits: Tensor) -> Tensor:
+        """The teacher's logits (B, C), columns in the student's order of classes."""
+        return teacher_logits.index_select(1, cast(Tensor, self._teacher_columns))
 
     @contextmanager
     def faster_teacher(self, *, compiled: bool = False) -> Iterator[None]:

@@ -25,9 +25,11 @@ from hf_kdmri.training.sharding import refuse_other_wrappers, shard_teacher
 from hf_kdmri.training.streaming import StreamingTrainer
 from hf_kdmri.training.teacher_cache import TeacherCache, TeacherCacheError, cache_facts, is_finished
 from hf_kdmri.training.teacher_cache_build import prepare_teacher_cache
+from hf_kdmri.training.teacher_precision import TOLERANCE, check_teacher_precision
 
 HEAD_FILE = "distillation_head.safetensors"
 STUDENT_FILE = "model.safetensors"
+_LOOKED_AT = 32  # images, for the teacher's precision
 
 
 class DistillationTrainer(AveragedTrainer, StudentPush, StreamingTrainer):
@@ -105,7 +107,8 @@ class DistillationTrainer(AveragedTrainer, StudentPush, StreamingTrainer):
         sharded, or under DeepSpeed.
 
         Raises:
-            OptionError: compile_teacher where torch.compile finds no compiler.
+            OptionError: compile_teacher where torch.compile finds no compiler; or in the precision asked for the
+                teacher's answers are others (`check_teacher_precision`).
             TeacherCompileError: compile_teacher, and this teacher cannot be compiled.
         """
         model = self._distillation_model()
@@ -113,6 +116,8 @@ class DistillationTrainer(AveragedTrainer, StudentPush, StreamingTrainer):
         if taught and self.args.teacher_cache is not None:
             self.teacher_cache = self._prepare_teacher_cache(model)
         with self._faster_teacher(model, needed=taught and self.teacher_cache is None):
+            if taught and not self.args.shard_teacher:
+                self._check_teacher_precision(model)
             self._began = time.monotonic()
             return super().train(*args, **kwargs)
 
@@ -125,6 +130,19 @@ class DistillationTrainer(AveragedTrainer, StudentPush, StreamingTrainer):
             if self.is_world_process_zero() and not self.args.disable_tqdm:
                 print("  compiling the teacher, which takes a minute or so", flush=True)
         return model.faster_teacher(compiled=self.args.compile_teacher)
+
+    def _check_teacher_precision(self, model: DistillationModel) -> None:
+        if not isinstance(self.train_dataset, ViewDataset):
+            return
+        batch = self.train_dataset.__getitems__(range(min(len(self.train_dataset), _LOOKED_AT)))
+        views = batch["pixel_values"].to(self.args.device)
+        moved = check_teacher_precision(model, views, self.accelerator.autocast)
+        if moved is not None and self.is_world_process_zero() and not self.args.disable_tqdm:
+            print(
+                f"  the teacher's probabilities move by {moved.mean:.4f} on average and {moved.most:.4f} at most in "
+                f"this precision ({moved.images} images; refused above {TOLERANCE} on average)",
+                flush=True,
+            )
 
     def _prepare_teacher_cache(self, model: DistillationModel) -> TeacherCache:
         if not isinstance(self.train_dataset, ViewDataset):

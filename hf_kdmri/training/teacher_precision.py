@@ -1,0 +1,78 @@
+"""How far a teacher's answers move in the precision that it is asked in, looked at before a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_kdmri.distillation import DistillationModel
+from hf_kdmri.models import prepare_pixels
+from hf_kdmri.training.data_options import OptionError
+
+TOLERANCE = 0.02  # of a probability, mean over images
+
+
+@dataclass(frozen=True)
+class MovedBy:
+    """Change of the probability that moves most, of each image.
+
+    Attributes:
+        images: looked at.
+        mean: over the images.
+        most: of any image.
+    """
+
+    images: int
+    mean: float
+    most: float
+
+
+@torch.no_grad()
+def check_teacher_precision(
+    model: DistillationModel, views: Tensor, precision: Callable[[], AbstractContextManager]
+) -> MovedBy | None:
+    """Compare the teacher's probabilities, as a training asks for them, with those in float32.
+
+    Args:
+        model: with a teacher, on the device of the views.
+        views: (B, C, H, W) uint8, as `DistillationModel.forward` takes them.
+        precision: makes the autocast of the training.
+
+    Returns:
+        How far they move; None where the training asks in float32.
+
+    Raises:
+        OptionError: by more than `TOLERANCE` on average.
+    """
+    teacher = model.teacher
+    assert teacher is not None
+    device = views.device.type
+    with precision():
+        surrounding = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        dtype = model.teacher_dtype or surrounding
+        if dtype == torch.float32:
+            return None
+        told = model.ask_teacher(views).logits
+    with torch.autocast(device, enabled=False):
+        pixels = prepare_pixels(
+            views,
+            image_size=teacher.image_size,
+            mean=teacher.pixel_mean,
+            std=teacher.pixel_std,
+            source_mean=model.student.pixel_mean,
+            source_std=model.student.pixel_std,
+        )
+        exact = model.in_student_order(teacher(pixels).logits)
+    moved = (told.float().softmax(1) - exact.float().softmax(1)).abs().amax(1)
+    found = MovedBy(len(views), moved.mean().item(), moved.max().item())
+    name = str(dtype).removeprefix("torch.")
+    if not found.mean <= TOLERANCE:
+        raise OptionError(
+            f"in {name} the teacher's probabilities move by {found.mean:.3f} on average ({found.images} images), more "
+            f"than the {TOLERANCE} that are allowed; give --teacher_dtype float32"
+        )
+    return found
