@@ -114,10 +114,10 @@ class Pair:
         return model.to(self.device)
 
 
-def student_step(pair: Pair) -> Contender:
+def student_step(pair: Pair, *, channels_last: bool = True) -> Contender:
     """The floor's first part: the student on tensors that are there."""
-    student = pair.student()
-    pixels = pair.pixels(student)
+    student = pair.student(tuned=channels_last)
+    pixels = pair.pixels(student, tuned=channels_last)
 
     def loss() -> Tensor:
         with pair.student_precision():
@@ -127,10 +127,10 @@ def student_step(pair: Pair) -> Contender:
     return Contender(pair.train_step(loss, student.parameters()), loss, (1.0, 0.0))
 
 
-def teacher_forward(pair: Pair) -> Contender:
+def teacher_forward(pair: Pair, *, channels_last: bool = True) -> Contender:
     """The floor's second part: the teacher on tensors that are there."""
-    teacher = pair.teacher()
-    pixels = pair.pixels(teacher)
+    teacher = pair.teacher(tuned=channels_last)
+    pixels = pair.pixels(teacher, tuned=channels_last)
 
     def forward() -> None:
         enabled = pair.teacher_dtype != torch.float32

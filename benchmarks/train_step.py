@@ -39,6 +39,7 @@ from hf_kdmri.data.augmentation import RandomViews
 from hf_kdmri.training.memory import keep_memory
 
 DTYPES = ("float32", "bfloat16")
+PLAIN = "plain layout"  # channels first; everything else is channels-last
 FASTER = ("folded teacher forward", "compiled teacher forward")
 
 
@@ -100,6 +101,8 @@ def build_steps(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         pair = pair_in(arguments, student=dtype, teacher=dtype)
         steps[f"student step, {dtype}"] = student_step(pair).step
         steps[f"teacher forward, {dtype}"] = teacher_forward(pair).step
+        steps[f"student step, {dtype}, {PLAIN}"] = student_step(pair, channels_last=False).step
+        steps[f"teacher forward, {dtype}, {PLAIN}"] = teacher_forward(pair, channels_last=False).step
         for compiled in (False, True)[: 1 + has_compiler()]:
             faster = faster_teacher(pair, compiled=compiled)
             steps[f"{FASTER[compiled]}, {dtype}"] = faster.step
@@ -145,6 +148,11 @@ def summarise(rounds: list[dict[str, float]], arguments: argparse.Namespace, dev
             part: spread([r[f"{part}, bfloat16"] / r[f"{part}, float32"] for r in rounds])
             for part in ("student step", "teacher forward")
         },
+        "channels_last_over_plain_layout": {
+            name: spread([r[name] / r[f"{name}, {PLAIN}"] for r in rounds])
+            for name in rounds[0]
+            if f"{name}, {PLAIN}" in rounds[0]
+        },
         "faster_teacher_over_teacher": {
             f"{way}, {dtype}": spread([r[f"{way}, {dtype}"] / r[f"teacher forward, {dtype}"] for r in rounds])
             for dtype in DTYPES
@@ -178,6 +186,11 @@ def print_table(result: dict[str, Any]) -> None:
         console.print(
             f"{part}: bfloat16 takes {times['median']:.2f} ({times['min']:.2f}–{times['max']:.2f}) times as long as "
             f"float32, so {faster} is faster here"
+        )
+    for name, ratio in result["channels_last_over_plain_layout"].items():
+        console.print(
+            f"{name}: channels-last takes {ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f}) of the time of "
+            "the plain layout"
         )
     for way, ratio in result["faster_teacher_over_teacher"].items():
         console.print(f"{way}: {ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f}) of the teacher's time")
