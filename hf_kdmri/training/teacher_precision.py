@@ -30,6 +30,13 @@ class MovedBy:
     mean: float
     most: float
 
+    def __str__(self) -> str:
+        """For people."""
+        return (
+            f"the teacher's probabilities move by {self.mean:.4f} on average and {self.most:.4f} at most in this "
+            f"precision ({self.images} images; refused above {TOLERANCE} on average)"
+        )
+
 
 @torch.no_grad()
 def check_teacher_precision(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from hf_kdmri.training.sharding import refuse_other_wrappers, shard_teacher
 from hf_kdmri.training.streaming import StreamingTrainer
 from hf_kdmri.training.teacher_cache import TeacherCache, TeacherCacheError, cache_facts, is_finished
 from hf_kdmri.training.teacher_cache_build import prepare_teacher_cache
-from hf_kdmri.training.teacher_precision import TOLERANCE, check_teacher_precision
+from hf_kdmri.training.teacher_precision import check_teacher_precision
 
 HEAD_FILE = "distillation_head.safetensors"
 STUDENT_FILE = "model.safetensors"
@@ -116,33 +117,28 @@ class DistillationTrainer(AveragedTrainer, StudentPush, StreamingTrainer):
         if taught and self.args.teacher_cache is not None:
             self.teacher_cache = self._prepare_teacher_cache(model)
         with self._faster_teacher(model, needed=taught and self.teacher_cache is None):
-            if taught and not self.args.shard_teacher:
-                self._check_teacher_precision(model)
             self._began = time.monotonic()
             return super().train(*args, **kwargs)
 
-    def _faster_teacher(self, model: DistillationModel, *, needed: bool) -> AbstractContextManager:
+    @contextmanager
+    def _faster_teacher(self, model: DistillationModel, *, needed: bool) -> Iterator[None]:
         # Sharding and DeepSpeed hold the weights in ways of their own.
         if not needed or self.args.shard_teacher or self.is_deepspeed_enabled:
-            return nullcontext()
+            yield
+            return
+        told = self.is_world_process_zero() and not self.args.disable_tqdm
         if self.args.compile_teacher:
             check_compiler(self.args.device)
-            if self.is_world_process_zero() and not self.args.disable_tqdm:
+            if told:
                 print("  compiling the teacher, which takes a minute or so", flush=True)
-        return model.faster_teacher(compiled=self.args.compile_teacher)
-
-    def _check_teacher_precision(self, model: DistillationModel) -> None:
-        if not isinstance(self.train_dataset, ViewDataset):
-            return
-        batch = self.train_dataset.__getitems__(range(min(len(self.train_dataset), _LOOKED_AT)))
-        views = batch["pixel_values"].to(self.args.device)
-        moved = check_teacher_precision(model, views, self.accelerator.autocast)
-        if moved is not None and self.is_world_process_zero() and not self.args.disable_tqdm:
-            print(
-                f"  the teacher's probabilities move by {moved.mean:.4f} on average and {moved.most:.4f} at most in "
-                f"this precision ({moved.images} images; refused above {TOLERANCE} on average)",
-                flush=True,
-            )
+        with model.faster_teacher(compiled=self.args.compile_teacher):
+            if isinstance(self.train_dataset, ViewDataset):
+                batch = self.train_dataset.__getitems__(range(min(len(self.train_dataset), _LOOKED_AT)))
+                views = batch["pixel_values"].to(self.args.device)
+                moved = check_teacher_precision(model, views, self.accelerator.autocast)
+                if moved is not None and told:
+                    print(f"  {moved}", flush=True)
+            yield
 
     def _prepare_teacher_cache(self, model: DistillationModel) -> TeacherCache:
         if not isinstance(self.train_dataset, ViewDataset):
