@@ -192,3 +192,18 @@ class TestRobustViews:
         black = torch.zeros(12, 1, 48, 48, dtype=torch.uint8)
         out = RandomAppearance(**{**NOTHING, "noise": 1.0})(black, self.index, seed=0, epoch=0)
         assert out.float().mean() > 1
+
+
+def test_views_that_are_not_moved_keep_their_pixels_whatever_their_neighbours_do():
+    draw = torch.Generator().manual_seed(5)
+    views = torch.randint(0, 256, (40, 1, 24, 24), dtype=torch.uint8, generator=draw)
+    before, index = views.clone(), np.arange(40)
+    still = RandomViews(moved=0.0, contrast=(1.0, 1.0), gamma=1.0)
+    some = RandomViews(moved=0.5, contrast=(1.0, 1.0), gamma=1.0)
+    alone, among = still(views, index, seed=1, epoch=2), some(views, index, seed=1, epoch=2)
+    kept = [torch.equal(one, view) for one, view in zip(alone, views, strict=True)]
+    turned = [torch.equal(one, view.flip(-1)) for one, view in zip(alone, views, strict=True)]
+    assert all(a != b for a, b in zip(kept, turned, strict=True)) and 10 < sum(kept) < 30
+    same = sum(torch.equal(one, other) for one, other in zip(alone, among, strict=True))
+    assert 10 < same < 30
+    assert torch.equal(views, before)

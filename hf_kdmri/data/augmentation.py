@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from kornia.enhance import adjust_gamma
 from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 from torch import Tensor
 
@@ -75,24 +74,29 @@ class RandomViews:
         Returns:
             The views and the masks, uint8 on the same device, in the shapes given.
         """
-        draws = np.stack([np.random.default_rng(key).random(9) for key in image_keys(seed, epoch, index)])
-        drawn = torch.from_numpy(draws).to(torch.float32)
+        keys = image_keys(seed, epoch, index)
+        draws = np.stack([np.random.default_rng(key).random(9) for key in keys]).astype(np.float32)
+        drawn = torch.from_numpy(draws)
         images = views.float() / 255
         height, width = images.shape[-2:]
         with torch.autocast(views.device.type, enabled=False), torch.autocast("cpu", enabled=False):
-            # Small matrices are made on the host, so that one copy, which nobody waits for, brings all numbers over.
-            affine = send(self._affine(drawn.unbind(1), height, width).contiguous(), views.device)
-            draw = send(drawn, views.device).unbind(1)
-            images = warp_affine(images, affine, (height, width), mode="bicubic", padding_mode="zeros")
+            # Which views are moved is known on the host, so nobody waits for the device to tell their number.
+            moved, mirrored = draws[:, 7] < np.float32(self.moved), draws[:, 1] < np.float32(self.flip)
+            turned, flipped = (
+                send(torch.from_numpy(np.flatnonzero(rows)), views.device) for rows in (moved, mirrored & ~moved)
+            )
+            affine = self._affine(drawn.unbind(1), height, width).contiguous()
+            affine, draw = send(affine, views.device).index_select(0, turned), send(drawn, views.device).unbind(1)
+            images = _placed(images, affine, turned, flipped, mode="bicubic")
             if masks is not None:
-                moved = warp_affine(masks.float(), affine, (height, width), mode="nearest", padding_mode="zeros")
-                masks = moved.to(torch.uint8)
+                placed = _placed(masks.to(torch.float32, copy=True), affine, turned, flipped, mode="nearest")
+                masks = placed.to(torch.uint8)
             mean = images.mean((1, 2, 3), keepdim=True)
             low, high = self.contrast
-            images = (mean + (low + (high - low) * draw[5].view(-1, 1, 1, 1)) * (images - mean)).clamp(0, 1)
-            gain = images.new_ones(1)  # kornia would bring its own from the host
-            images = adjust_gamma(images, self.gamma ** (2 * draw[6] - 1), gain)
-        out = (images * 255).round().clamp(0, 255).to(torch.uint8)
+            contrast = (low + (high - low) * draw[5]).view(-1, 1, 1, 1)
+            images.sub_(mean).mul_(contrast).add_(mean).clamp_(0, 1)
+            images.pow_((self.gamma ** (2 * draw[6] - 1)).view(-1, 1, 1, 1))
+        out = images.mul_(255).round_().to(torch.uint8)
         if self.appearance is not None:
             out = self.appearance(out, index, seed=seed, epoch=epoch)
         return out, masks
@@ -107,6 +111,25 @@ class RandomViews:
         angle = moved * (2 * draw[4] - 1) * self.rotation
         centre = draw[0].new_tensor([(width - 1) / 2, (height - 1) / 2]).expand(len(draw[0]), 2)
         return get_affine_matrix2d(shift, centre, torch.stack([zoom * mirror * wider, zoom / wider], 1), angle)[:, :2]
+
+
+def _placed(images: Tensor, affine: Tensor, turned: Tensor, flipped: Tensor, *, mode: str) -> Tensor:
+    """Warp some images and mirror others, in place; the rest keep their pixels.
+
+    Args:
+        images: (B, C, H, W), floating point.
+        affine: (N, 2, 3), in pixels, of those that are warped.
+        turned: (N,) their rows.
+        flipped: (M,) rows of those that are mirrored alone.
+        mode: of interpolation.
+    """
+    height, width = images.shape[-2:]
+    if len(turned):
+        chosen = images.index_select(0, turned)
+        images.index_copy_(0, turned, warp_affine(chosen, affine, (height, width), mode=mode, padding_mode="zeros"))
+    if len(flipped):
+        images.index_copy_(0, flipped, images.index_select(0, flipped).flip(-1))
+    return images
 
 
 VIEW_STYLES = {
