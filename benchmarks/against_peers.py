@@ -13,7 +13,7 @@ from contenders import COMPILED, OURS, has_compiler
 from peers import DOCUMENTED, KEEPING, TUNED, find_peers
 from rich.console import Console
 from rich.table import Table
-from timing import circumstances, spread
+from timing import circumstances, shown, spread
 from workers import Worker, peak_of
 
 TOLERANCE = 1e-4  # of a loss in float32
@@ -43,9 +43,9 @@ def run_against_peers(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     peers, missing = find_peers(arguments.peers_path)
     mine = list(OURS)
-    if not has_compiler():
+    if not has_compiler(torch.device(arguments.device)):
         mine = [name for name in mine if not name.endswith(COMPILED)]
-        missing.append("the compiled teacher is left out: torch.compile needs a C++ compiler, and there is no g++")
+        missing.append("the compiled teacher is left out: torch.compile does not work here; is there a C++ compiler?")
     as_it_is = [name for name in peers if not name.endswith(KEEPING)]
     kept = [*mine, *(name for name in peers if name.endswith(KEEPING))]
     with ExitStack() as stack:
@@ -197,12 +197,12 @@ def print_result(result: dict[str, Any]) -> None:
         against = [told.get(f"{peer} / {mine}") for mine in uncached]
         if all(against):
             least = _least(peer)
-            table.add_row(peer, *map(_shown, against), "" if least is None else f"≥ {least:.1f}")
+            table.add_row(peer, *map(shown, against), "" if least is None else f"≥ {least:.1f}")
     console.print(table)
     table = Table("", "ratio (min–max)", "wanted", title="Ours over the floor, or over the student's step alone")
     for name, most in AT_MOST.items():
         if name in told:
-            table.add_row(name, _shown(told[name]), f"≤ {most:.2f}: {_met(told[name]['median'] <= most)}")
+            table.add_row(name, shown(told[name]), f"≤ {most:.2f}: {_met(told[name]['median'] <= most)}")
     for name, value in result["memory_over_leanest_peer"].items():
         table.add_row(f"peak memory, {name} / leanest peer", f"{value:.2f}", f"≤ {MEMORY:.2f}: {_met(value <= MEMORY)}")
     console.print(table)
@@ -212,10 +212,6 @@ def print_result(result: dict[str, Any]) -> None:
         f"{sweep['cached']:.2f} from a cache, which is built in that time"
     )
     console.print(", ".join(f"{name} {number}" for name, number in result["versions"].items()))
-
-
-def _shown(ratio: dict[str, float]) -> str:
-    return f"{ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f})"
 
 
 def _least(peer: str) -> float | None:

@@ -25,7 +25,7 @@ from page_browser import PATIENCE, chromium, forget_answer, give, open_page, ser
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from timing import spread
+from timing import shown, spread
 
 from hf_kdmri.hub.space_page import page_folder, write_space
 from hf_kdmri.inference import ImageClassifier, read_image
@@ -115,7 +115,7 @@ def print_table(result: dict[str, Any]) -> None:
     """Print median and extremes of everything."""
 
     def cell(times: dict[str, float]) -> str:
-        return f"{times['median']:.1f} ({times['min']:.1f}–{times['max']:.1f})"
+        return shown(times, digits=1)
 
     table = Table(title=f"{result['model']}: milliseconds, median (min–max)")
     for column in ("picture", *PARTS, "all", "Python, eager"):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import os
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -19,6 +17,8 @@ from torch.nn import functional as F
 from hf_kdmri import DistillationModel, StudentForImageClassification, TeacherForImageClassification
 from hf_kdmri.distillation import LossOptions, kd_loss
 from hf_kdmri.models import TimmClassifier, prepare_pixels
+from hf_kdmri.training.compiling import check_compiler
+from hf_kdmri.training.options import OptionError
 
 TEMPERATURE = 4.0
 COMPILED = "compiled teacher"
@@ -147,9 +147,13 @@ def faster_teacher(pair: Pair, *, compiled: bool) -> Contender:
     return Contender(lambda: model.ask_teacher(pair.views))
 
 
-def has_compiler() -> bool:
-    """Whether torch.compile finds a C++ compiler."""
-    return shutil.which(os.environ.get("CXX", "g++")) is not None
+def has_compiler(device: torch.device) -> bool:
+    """Whether torch.compile works here."""
+    try:
+        check_compiler(device)
+    except OptionError:
+        return False
+    return True
 
 
 def _ask_faster_teacher(model: DistillationModel, *, compiled: bool) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 from rich.table import Table
-from timing import spread
+from timing import shown, spread
 
 HERE = Path(__file__).resolve().parent.parent
 STAGES = ("teacher", "baseline", "student")
@@ -139,7 +139,7 @@ def print_table(result: dict[str, Any], arguments: argparse.Namespace) -> None:
     table = Table("", *names, title=f"Minutes of {arguments.folds} folds, from {arguments.epochs} epochs of one")
     for row in (*STAGES, REST, "all"):
         cells = [result["versions"][name]["minutes"][row] for name in names]
-        table.add_row(row, *(f"{cell['median']:.1f} ({cell['min']:.1f}–{cell['max']:.1f})" for cell in cells))
+        table.add_row(row, *(shown(cell, digits=1) for cell in cells))
     console = Console(width=110)
     console.print(table)
     if arguments.option:

@@ -32,7 +32,7 @@ import torch
 from cold_start import measure_cold_start
 from inference_runtimes import EAGER, NAMES, Runtime, build_runtimes
 from numpy.typing import NDArray
-from timing import circumstances, spread
+from timing import circumstances, shown, spread
 
 from hf_kdmri import StudentForImageClassification
 from hf_kdmri.data import write_phantom_archives
@@ -231,7 +231,7 @@ def print_tables(result: dict[str, Any]) -> None:
                 f"{figure['images_per_second']['median']:.0f}",
                 f"{figure['p50_ms']:.2f}",
                 f"{figure['p95_ms']:.2f}",
-                spell(figure["times_eager"]),
+                shown(figure["times_eager"]),
                 f"{figure['times_eager_fastest']:.2f}",
             ]
             if accuracy:
@@ -242,15 +242,10 @@ def print_tables(result: dict[str, Any]) -> None:
     if result["cold_start"]:
         title = f"first prediction, {settings['threads'][0]} threads, {settings['cold_repeats']} processes"
         lines = [
-            [name, spell(figure["seconds"]), *(f"{figure[key]['median']:.2f}" for key in ("importing", "loading"))]
+            [name, shown(figure["seconds"]), *(f"{figure[key]['median']:.2f}" for key in ("importing", "loading"))]
             for name, figure in result["cold_start"].items()
         ]
         print(markdown_table([title, "s (min–max)", "of it importing", "loading"], lines))
-
-
-def spell(figure: dict[str, float]) -> str:
-    """Median and range."""
-    return f"{figure['median']:.2f} ({figure['min']:.2f}–{figure['max']:.2f})"
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from networks import LABELS, untrained_pair
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from timing import circumstances, seconds, spread
+from timing import circumstances, seconds, shown, spread
 from torch.nn import functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
@@ -248,7 +248,7 @@ def print_tables(result: dict[str, Any]) -> None:
         table.add_column(heading, justify="left" if not heading else "right")
     for name, row in result["augmentation"].items():
         ms, ratio = row["milliseconds"], row["times_ours"]
-        table.add_row(name, ranged(ms, ".1f"), ranged(ratio, ".2f"))
+        table.add_row(name, shown(ms, digits=1), shown(ratio, digits=2))
     console.print(table)
     table = Table(title="loading alone, and data as a share of a step")
     for heading in ("", "images / s, median", "fetch, %", "augment, %", "both, % (min–max)", "ms / step"):
@@ -260,17 +260,12 @@ def print_tables(result: dict[str, Any]) -> None:
             f"{result['loading'][name]['median']:.0f}",
             f"{percent['fetch']['median']:.2f}",
             f"{percent['augment']['median']:.2f}",
-            ranged(percent["data"], ".2f"),
+            shown(percent["data"], digits=2),
             f"{share['ms_per_step']['median']:.0f}",
         )
     console.print(table)
     best = statistics.median([share["data"]["median"] for share in result["share"].values()])
     console.print(f"median over settings: {100 * best:.2f} % of a step is data (goal: under 3 %)")
-
-
-def ranged(values: dict[str, float], form: str) -> str:
-    """Median (min–max)."""
-    return f"{values['median']:{form}} ({values['min']:{form}}–{values['max']:{form}})"
 
 
 if __name__ == "__main__":

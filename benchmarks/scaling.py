@@ -37,7 +37,7 @@ import torch
 from networks import LABELS, untrained_pair
 from rich.console import Console
 from rich.table import Table
-from timing import circumstances, spread
+from timing import circumstances, shown, spread
 from torch import distributed
 
 from hf_kdmri import StudentForImageClassification
@@ -235,9 +235,7 @@ def print_tables(result: dict[str, Any]) -> None:
         for heading in ("one, ms", "two, ms", "all-reduce alone, ms", "efficiency", "images / s, times one"):
             table.add_column(heading, justify="right")
         of = [measured[key] for key in ("one_process_ms", "two_processes_ms", "all_reduce_ms")]
-        cells = [f"{ms['median']:.0f} ({ms['min']:.0f}–{ms['max']:.0f})" for ms in of]
-        share = measured["efficiency"]
-        cells.append(f"{share['median']:.2f} ({share['min']:.2f}–{share['max']:.2f})")
+        cells = [*(shown(ms, digits=0) for ms in of), shown(measured["efficiency"])]
         table.add_row(*cells, f"{measured['throughput_ratio']:.2f}")
         console.print(table)
     console.print("assumed: " + ", ".join(f"{name} {value:g}" for name, value in result["assumptions"].items()))

@@ -28,6 +28,12 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
+def shown(figure: dict[str, float], digits: int = 2) -> str:
+    """Of `spread`, for people: the median and, in brackets, the extremes."""
+    median, lowest, highest = (f"{figure[name]:.{digits}f}" for name in ("median", "min", "max"))
+    return f"{median} ({lowest}–{highest})"
+
+
 def circumstances(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Settings, device and versions, which every figure needs beside it."""
     return {

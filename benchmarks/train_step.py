@@ -33,7 +33,7 @@ from against_peers import run_against_peers
 from contenders import GEOMETRY, Pair, faster_teacher, has_compiler, ours, student_step, teacher_forward
 from rich.console import Console
 from rich.table import Table
-from timing import circumstances, seconds, spread
+from timing import circumstances, seconds, shown, spread
 
 from hf_kdmri.data.augmentation import RandomViews
 from hf_kdmri.training.memory import keep_memory
@@ -103,7 +103,7 @@ def build_steps(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         steps[f"teacher forward, {dtype}"] = teacher_forward(pair).step
         steps[f"student step, {dtype}, {PLAIN}"] = student_step(pair, channels_last=False).step
         steps[f"teacher forward, {dtype}, {PLAIN}"] = teacher_forward(pair, channels_last=False).step
-        for compiled in (False, True)[: 1 + has_compiler()]:
+        for compiled in (False, True)[: 1 + has_compiler(pair.device)]:
             faster = faster_teacher(pair, compiled=compiled)
             steps[f"{FASTER[compiled]}, {dtype}"] = faster.step
     pair = Pair(arguments)
@@ -183,17 +183,11 @@ def print_table(result: dict[str, Any]) -> None:
     console.print(table)
     for part, times in result["bfloat16_over_float32"].items():
         faster = "bfloat16" if times["median"] < 1 else "float32"
-        console.print(
-            f"{part}: bfloat16 takes {times['median']:.2f} ({times['min']:.2f}–{times['max']:.2f}) times as long as "
-            f"float32, so {faster} is faster here"
-        )
+        console.print(f"{part}: bfloat16 takes {shown(times)} times as long as float32, so {faster} is faster here")
     for name, ratio in result["channels_last_over_plain_layout"].items():
-        console.print(
-            f"{name}: channels-last takes {ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f}) of the time of "
-            "the plain layout"
-        )
+        console.print(f"{name}: channels-last takes {shown(ratio)} of the time of the plain layout")
     for way, ratio in result["faster_teacher_over_teacher"].items():
-        console.print(f"{way}: {ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f}) of the teacher's time")
+        console.print(f"{way}: {shown(ratio)} of the teacher's time")
     console.print(
         f"in bfloat16 a logit of this (untrained) teacher moves by at most "
         f"{result['teacher_logits_moved_by_bfloat16']:.3f} standard deviations"

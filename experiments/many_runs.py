@@ -92,8 +92,8 @@ def planned(plan: Path) -> Iterator[dict[str, Any]]:
             for fold in run.get("folds", [0]):
                 names = {key: run[key].format(fold=fold, seed=seed) for key in ("name", "teacher") if key in run}
                 options = {**told.get("options", {}), **run.get("options", {}), "fold": fold, "seed": seed}
-                whole = {key: told.get(key, default) for key, default in (("test", False), ("altered", True))}
-                yield {**run, **whole, **names, "options": options}
+                of_plan = {"test": told.get("test", False), "altered": told.get("altered", True)}
+                yield {**run, **of_plan, **names, "options": options}
 
 
 def prepare(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> None:

@@ -37,8 +37,7 @@ from hf_kdmri.evaluation.statistics.summary_tables import difference_cell, estim
 from hf_kdmri.training.run_folder import RunFolder
 
 DRAWS = 2000
-ALTERED = ("balanced_cropped", "balanced_other_look")
-PROBABILITIES = ("clean", "scaled", "cropped", "other look")
+ALTERED = {"cropped": "balanced_cropped", "other look": "balanced_other_look"}  # kept under, reported as
 Sample = dict[str, np.ndarray]
 
 
@@ -137,7 +136,11 @@ def ensemble(pooled: dict[str, list[Sample]], members: list[str]) -> Sample:
     samples = [sample for name in members for sample in pooled[name]]
     if any(not np.array_equal(sample["slice"], samples[0]["slice"]) for sample in samples):
         sys.exit(f"--ensemble {'+'.join(members)}: they were tested on other folds, so no mean can be taken")
-    means = {key: np.mean([sample[key] for sample in samples], axis=0) for key in PROBABILITIES if key in samples[0]}
+    means = {
+        key: np.mean([sample[key] for sample in samples], axis=0)
+        for key in ("clean", "scaled", *ALTERED)
+        if key in samples[0]
+    }
     return {**samples[0], **means}
 
 
@@ -189,9 +192,9 @@ def scores(samples: list[Sample]) -> tuple[Draws, dict[str, Any]]:
         "ece": over_seeds([expected_calibration_error(s["clean"], s["label"]) for s in samples]),
         "ece_scaled": over_seeds([expected_calibration_error(s["scaled"], s["label"]) for s in samples]),
     }
-    for key in ("cropped", "other look"):
+    for key, name in ALTERED.items():
         if key in samples[0]:
-            told[f"balanced_{key.replace(' ', '_')}"] = over_seeds([balanced(s, key) for s in samples])
+            told[name] = over_seeds([balanced(s, key) for s in samples])
     return mean, told
 
 
@@ -237,7 +240,7 @@ def table(told: dict[str, Any]) -> str:
             *(estimate_cell(row["recall"][label], "recall") for label in LABELS),
             estimate_cell(row["patient_accuracy"], "accuracy"),
             f"{row['ece']['mean']:.3f}", f"{row['ece_scaled']['mean']:.3f}",
-            *(f"{100 * row[key]['mean']:.1f}" if key in row else "" for key in ALTERED),
+            *(f"{100 * row[key]['mean']:.1f}" if key in row else "" for key in ALTERED.values()),
         ]
         for name, row in told["entries"].items()
     ]  # fmt: skip

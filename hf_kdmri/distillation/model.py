@@ -20,6 +20,8 @@ from hf_kdmri.distillation.segmentation import tumour_mask_loss
 from hf_kdmri.distillation.terms import Features, TeacherTargets, distillation_terms, teacher_targets
 from hf_kdmri.models import TimmClassifier, fold_batch_norm, prepare_pixels
 
+_NO_TEACHER = "this model has no teacher to ask; build it as DistillationModel(student, teacher)"
+
 
 @dataclass
 class DistillationOutput(ModelOutput):
@@ -211,15 +213,26 @@ class DistillationModel(nn.Module):
         """
         options = options or self.loss_options
         if self.teacher is None:
-            raise ValueError("this model has no teacher to ask; build it as DistillationModel(student, teacher)")
+            raise ValueError(_NO_TEACHER)
         teacher, run = self._stand_in or (self.teacher, _run)
         with self._teacher_precision(pixel_values.device):
             said = run(teacher, self._input_of(teacher, pixel_values), options.needs_stages)
-        return teacher_targets(options, Features(self.in_student_order(said.logits), said.stages))
+        return teacher_targets(options, Features(self._in_student_order(said.logits), said.stages))
 
-    def in_student_order(self, teacher_logits: Tensor) -> Tensor:
-        """The teacher's logits (B, C), columns in the student's order of classes."""
-        return teacher_logits.index_select(1, cast(Tensor, self._teacher_columns))
+    @torch.no_grad()
+    def exact_teacher_logits(self, pixel_values: Tensor) -> Tensor:
+        """What `ask_teacher` rounds: logits (B, C) of the teacher itself, no copy of it, in its own precision.
+
+        Args:
+            pixel_values: as `forward` takes them.
+
+        Raises:
+            ValueError: there is no teacher.
+        """
+        if self.teacher is None:
+            raise ValueError(_NO_TEACHER)
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            return self._in_student_order(self.teacher(self._input_of(self.teacher, pixel_values)).logits)
 
     @contextmanager
     def faster_teacher(self, *, compiled: bool = False) -> Iterator[None]:
@@ -257,6 +270,9 @@ class DistillationModel(nn.Module):
         # Validation loss is the plain cross-entropy, so that runs with and without smoothing compare.
         smoothing = self.loss_options.label_smoothing_factor if self.training else 0.0
         return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+
+    def _in_student_order(self, teacher_logits: Tensor) -> Tensor:
+        return teacher_logits.index_select(1, cast(Tensor, self._teacher_columns))
 
     def _input_of(self, model: TimmClassifier, view: Tensor) -> Tensor:
         pixels = prepare_pixels(

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from hf_kdmri.distillation import DistillationModel
-from hf_kdmri.models import prepare_pixels
 from hf_kdmri.training.data_options import OptionError
 
 TOLERANCE = 0.02  # of a probability, mean over images
@@ -55,8 +54,6 @@ def check_teacher_precision(
     Raises:
         OptionError: by more than `TOLERANCE` on average.
     """
-    teacher = model.teacher
-    assert teacher is not None
     device = views.device.type
     with precision():
         surrounding = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
@@ -64,16 +61,7 @@ def check_teacher_precision(
         if dtype == torch.float32:
             return None
         told = model.ask_teacher(views).logits
-    with torch.autocast(device, enabled=False):
-        pixels = prepare_pixels(
-            views,
-            image_size=teacher.image_size,
-            mean=teacher.pixel_mean,
-            std=teacher.pixel_std,
-            source_mean=model.student.pixel_mean,
-            source_std=model.student.pixel_std,
-        )
-        exact = model.in_student_order(teacher(pixels).logits)
+    exact = model.exact_teacher_logits(views)
     moved = (told.float().softmax(1) - exact.float().softmax(1)).abs().amax(1)
     found = MovedBy(len(views), moved.mean().item(), moved.max().item())
     name = str(dtype).removeprefix("torch.")
