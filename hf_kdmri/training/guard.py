@@ -10,17 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from hf_kdmri.distillation import DistillationModel
 from hf_kdmri.training.arguments import DistillationTrainingArguments
 from hf_kdmri.training.checkpoints import WholeCheckpoints, checkpoints_in
+from hf_kdmri.training.data_workers import data_workers_watched
 from hf_kdmri.training.numbers import NotFiniteError, NumberWatch, list_images, terms_with_bad_gradients
 from hf_kdmri.training.stopping import StopCallback, stop_after_step
-
-
-class DataWorkerError(RuntimeError):
-    """A process that reads batches died."""
 
 
 class GuardedTrainer(WholeCheckpoints):
@@ -53,21 +50,22 @@ class GuardedTrainer(WholeCheckpoints):
             Stopped: SIGTERM came, after `hf_kdmri.training.stopping.watch_for_sigterm`; a checkpoint is written.
         """
         try:
-            with stop_after_step():
+            with stop_after_step(), data_workers_watched(lambda: f"{self._kept()} {self._without_worker()}"):
                 output = super().train(*args, **kwargs)
                 self._watch.settle()
                 self._refuse_bad_weights()
         except NotFiniteError as error:
             raise NotFiniteError(f"{error}. {self._kept()} {self._way_out()}") from error
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            reason = str(error).splitlines()[0]
-            raise DataWorkerError(
-                f"a data worker died: {reason} {self._kept()} The same command goes on from there; if the machine is "
-                f"short of memory, with a smaller --dataloader_num_workers (now {self.args.dataloader_num_workers})"
-            ) from error
         return output
+
+    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """Predict as `transformers.Trainer` does.
+
+        Raises:
+            DataWorkerError: a process that reads batches died.
+        """
+        with data_workers_watched(self._without_worker):  # the models are kept by then
+            return super().predict(*args, **kwargs)
 
     def look_at_loss(
         self, terms: Mapping[str, Tensor], index: Tensor | np.ndarray | None, batch: Mapping[str, Any]
@@ -163,6 +161,12 @@ class GuardedTrainer(WholeCheckpoints):
     def _kept(self) -> str:
         kept = checkpoints_in(Path(str(self.args.output_dir)))
         return f"Kept: {kept[-1]}." if kept else f"There is no checkpoint in {self.args.output_dir} yet."
+
+    def _without_worker(self) -> str:
+        return (
+            "The same command goes on from there; if the machine is short of memory, with a smaller "
+            f"--dataloader_num_workers (now {self.args.dataloader_num_workers})"
+        )
 
     def _way_out(self) -> str:
         return (

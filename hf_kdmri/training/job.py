@@ -14,8 +14,8 @@ from hf_kdmri.hub_names import check_model_name
 from hf_kdmri.models import TimmClassifier
 from hf_kdmri.training.checkpoints import CheckpointError
 from hf_kdmri.training.compiling import check_compiler
+from hf_kdmri.training.data_workers import DataWorkerError
 from hf_kdmri.training.environment import data_fingerprint, describe_environment
-from hf_kdmri.training.guard import DataWorkerError
 from hf_kdmri.training.inputs import RunData, prepare_data, training_views, views_of
 from hf_kdmri.training.memory import keep_memory
 from hf_kdmri.training.numbers import NotFiniteError
@@ -195,7 +195,8 @@ def evaluate(
     """Test every model once, on images it never saw, and write predictions, figures, card, metrics and the report."""
     test = data.splits["test"]
     state.print(f"[5/5] Testing on {len(test)} {data.unit}")
-    predictions = predict_splits(models, data, options, run, state)
+    with _mendable(DataWorkerError):
+        predictions = predict_splits(models, data, options, run, state)
     if state.is_main_process:
         rows = {
             stage: model_row(stage, model, predictions.probabilities[stage], data, run.model_folder(stage))
