@@ -8,11 +8,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 from PIL import Image
+from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from hf_kdmri.data.appearance import RandomAppearance
-from hf_kdmri.data.augmentation import VIEW_STYLES, RandomViews
+from hf_kdmri.data.appearance import RandomAppearance, image_keys
+from hf_kdmri.data.augmentation import VIEW_STYLES, RandomViews, _sampling_grid
 from hf_kdmri.data.views import ViewDataset, collate_views, prepare_views, resize_to_square
 from tests.tiny import tiny_views
 
@@ -207,3 +209,26 @@ def test_views_that_are_not_moved_keep_their_pixels_whatever_their_neighbours_do
     same = sum(torch.equal(one, other) for one, other in zip(alone, among, strict=True))
     assert 10 < same < 30
     assert torch.equal(views, before)
+
+
+def test_moved_views_are_those_of_kornias_warp():
+    draw = torch.Generator().manual_seed(6)
+    coarse = torch.rand(8, 1, 6, 8, generator=draw)
+    views = functional.interpolate(coarse, (30, 40), mode="bicubic").clamp(0, 1).mul(255).to(torch.uint8)
+    moving = RandomViews(moved=1.0, contrast=(1.0, 1.0), gamma=1.0)
+    keys = image_keys(3, 1, np.arange(8))
+    drawn = torch.from_numpy(np.stack([np.random.default_rng(key).random(9) for key in keys]).astype(np.float32))
+    zoom = 0.8 + 0.4 * drawn[:, :1] * torch.ones(1, 2)
+    zoom[:, 0] *= torch.where(drawn[:, 1] < 0.5, -1.0, 1.0)
+    shift = (2 * drawn[:, 2:4] - 1) * torch.tensor([40, 30]) * 0.08
+    centre = torch.tensor([19.5, 14.5]).expand(8, 2)
+    moves = get_affine_matrix2d(shift, centre, zoom, (2 * drawn[:, 4] - 1) * 20)[:, :2]
+    expected = warp_affine(views.float(), moves, (30, 40), mode="bicubic").clamp(0, 255).round()
+    found = moving(views, np.arange(8), seed=3, epoch=1).float()
+    assert (found - expected).abs().max() <= 1 and (found != expected).float().mean() < 0.01
+
+
+def test_the_sampling_grid_is_torchs():
+    sources = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0))
+    expected = functional.affine_grid(sources, (4, 1, 20, 31), align_corners=True)
+    torch.testing.assert_close(_sampling_grid(sources, 20, 31), expected, rtol=0, atol=1e-6)

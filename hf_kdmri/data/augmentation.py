@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from kornia.geometry.transform import get_affine_matrix2d, warp_affine
+from kornia.geometry.conversions import normalize_homography
+from kornia.geometry.transform import get_affine_matrix2d
 from torch import Tensor
+from torch.nn import functional as F
 
 from hf_kdmri.data.appearance import RandomAppearance, image_keys
 from hf_kdmri.data.transfer import send
@@ -77,56 +79,77 @@ class RandomViews:
         keys = image_keys(seed, epoch, index)
         draws = np.stack([np.random.default_rng(key).random(9) for key in keys]).astype(np.float32)
         drawn = torch.from_numpy(draws)
-        images = views.float() / 255
+        images = views.float()
         height, width = images.shape[-2:]
         with torch.autocast(views.device.type, enabled=False), torch.autocast("cpu", enabled=False):
             # Which views are moved is known on the host, so nobody waits for the device to tell their number.
             moved, mirrored = draws[:, 7] < np.float32(self.moved), draws[:, 1] < np.float32(self.flip)
-            turned, flipped = (
-                send(torch.from_numpy(np.flatnonzero(rows)), views.device) for rows in (moved, mirrored & ~moved)
-            )
-            affine = self._affine(drawn.unbind(1), height, width).contiguous()
-            affine, draw = send(affine, views.device).index_select(0, turned), send(drawn, views.device).unbind(1)
-            images = _placed(images, affine, turned, flipped, mode="bicubic")
+            turned, flipped = (torch.from_numpy(np.flatnonzero(rows)) for rows in (moved, mirrored & ~moved))
+            sources = self._sources(drawn.index_select(0, turned).unbind(1), height, width)
+            turned, flipped, sources = (send(values, views.device) for values in (turned, flipped, sources))
+            grid = _sampling_grid(sources, height, width)
+            images = _placed(images, grid, turned, flipped, mode="bicubic")
             if masks is not None:
-                placed = _placed(masks.to(torch.float32, copy=True), affine, turned, flipped, mode="nearest")
+                placed = _placed(masks.to(torch.float32, copy=True), grid, turned, flipped, mode="nearest")
                 masks = placed.to(torch.uint8)
-            mean = images.mean((1, 2, 3), keepdim=True)
+            draw = send(drawn, views.device).unbind(1)
             low, high = self.contrast
             contrast = (low + (high - low) * draw[5]).view(-1, 1, 1, 1)
-            images.sub_(mean).mul_(contrast).add_(mean).clamp_(0, 1)
-            images.pow_((self.gamma ** (2 * draw[6] - 1)).view(-1, 1, 1, 1))
-        out = images.mul_(255).round_().to(torch.uint8)
+            mean = images.mean((1, 2, 3), keepdim=True)
+            images.mul_(contrast).add_(mean * (1 - contrast)).clamp_(0, 255)
+            gamma = (self.gamma ** (2 * draw[6] - 1)).view(-1, 1, 1, 1)
+            images.pow_(gamma).mul_(255 ** (1 - gamma))  # 255 (x / 255)^γ
+        out = images.round_().to(torch.uint8)
         if self.appearance is not None:
             out = self.appearance(out, index, seed=seed, epoch=epoch)
         return out, masks
 
-    def _affine(self, draw: tuple[Tensor, ...], height: int, width: int) -> Tensor:
-        moved = (draw[7] < self.moved).float()
-        zoom = 1 + moved * (self.scale[0] + (self.scale[1] - self.scale[0]) * draw[0] - 1)
-        wider = 1 + moved * self.aspect * (2 * draw[8] - 1)
+    def _sources(self, draw: tuple[Tensor, ...], height: int, width: int) -> Tensor:
+        """(N, 2, 3), from a place in a moved view to the one in its slice; -1 and 1 are the outer pixels' centres."""
+        zoom = self.scale[0] + (self.scale[1] - self.scale[0]) * draw[0]
+        wider = 1 + self.aspect * (2 * draw[8] - 1)
         mirror = torch.where(draw[1] < self.flip, -1.0, 1.0)
         shift = torch.stack([(2 * draw[2] - 1) * width, (2 * draw[3] - 1) * height], 1) * self.translation
-        shift = shift * moved[:, None]
-        angle = moved * (2 * draw[4] - 1) * self.rotation
+        angle = (2 * draw[4] - 1) * self.rotation
         centre = draw[0].new_tensor([(width - 1) / 2, (height - 1) / 2]).expand(len(draw[0]), 2)
-        return get_affine_matrix2d(shift, centre, torch.stack([zoom * mirror * wider, zoom / wider], 1), angle)[:, :2]
+        moves = get_affine_matrix2d(shift, centre, torch.stack([zoom * mirror * wider, zoom / wider], 1), angle)
+        moves = normalize_homography(moves, (height, width), (height, width))
+        return torch.linalg.inv_ex(moves).inverse[:, :2].contiguous()
 
 
-def _placed(images: Tensor, affine: Tensor, turned: Tensor, flipped: Tensor, *, mode: str) -> Tensor:
-    """Warp some images and mirror others, in place; the rest keep their pixels.
+def _sampling_grid(sources: Tensor, height: int, width: int) -> Tensor:
+    """What `torch.nn.functional.affine_grid` gives, in float32 even where matrix products are in TF32, and faster.
+
+    Args:
+        sources: (N, 2, 3) as there.
+        height: of the views, pixels.
+        width: likewise.
+
+    Returns:
+        (N, H, W, 2), x before y.
+    """
+    grid = sources.new_empty(len(sources), height, width, 2)
+    x = torch.linspace(-1, 1, width, device=sources.device)
+    y = torch.linspace(-1, 1, height, device=sources.device)[:, None]
+    for axis in (0, 1):
+        of_x, of_y, constant = sources[:, axis, :, None, None].unbind(1)
+        torch.add(of_x * x + constant, of_y * y, out=grid[..., axis])
+    return grid
+
+
+def _placed(images: Tensor, grid: Tensor, turned: Tensor, flipped: Tensor, *, mode: str) -> Tensor:
+    """Resample some images and mirror others, in place; the rest keep their pixels.
 
     Args:
         images: (B, C, H, W), floating point.
-        affine: (N, 2, 3), in pixels, of those that are warped.
+        grid: (N, H, W, 2), where the pixels of those that are resampled come from.
         turned: (N,) their rows.
         flipped: (M,) rows of those that are mirrored alone.
         mode: of interpolation.
     """
-    height, width = images.shape[-2:]
     if len(turned):
         chosen = images.index_select(0, turned)
-        images.index_copy_(0, turned, warp_affine(chosen, affine, (height, width), mode=mode, padding_mode="zeros"))
+        images.index_copy_(0, turned, F.grid_sample(chosen, grid, mode=mode, align_corners=True))
     if len(flipped):
         images.index_copy_(0, flipped, images.index_select(0, flipped).flip(-1))
     return images
