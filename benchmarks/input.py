@@ -3,7 +3,7 @@
 
     python benchmarks/input.py --json input.json
 
-1. **Augmentation** of one batch with parameters of each image's own: ours (kornia's warp), the same geometry by plain
+1. **Augmentation** of one batch with parameters of each image's own: ours, the same geometry by plain
    `torch.nn.functional.grid_sample`, and torchvision v2, whose functions take one set of parameters, so that it goes
    image by image, and whose tensors are turned bilinearly at best.
 2. **Loading**: batches from memory-mapped views by the trainer's own data loader, for 0, 1 and 2 workers and several
@@ -168,7 +168,7 @@ def time_augmentation(views: ViewDataset, arguments: argparse.Namespace) -> dict
         return (images * 255).round().clamp(0, 255).to(torch.uint8)
 
     kinds: dict[str, Callable[[], Any]] = {
-        "RandomViews (kornia, bicubic)": lambda: ours(batch["pixel_values"], batch["index"], seed=0, epoch=0),
+        "RandomViews (bicubic)": lambda: ours(batch["pixel_values"], batch["index"], seed=0, epoch=0),
         "grid_sample, bicubic": lambda: by_grid_sample("bicubic"),
         "grid_sample, bilinear": lambda: by_grid_sample("bilinear"),
         "torchvision v2, image by image, bilinear": by_torchvision,

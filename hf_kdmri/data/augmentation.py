@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from kornia.geometry.conversions import normalize_homography
-from kornia.geometry.transform import get_affine_matrix2d
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -77,44 +76,58 @@ class RandomViews:
             The views and the masks, uint8 on the same device, in the shapes given.
         """
         keys = image_keys(seed, epoch, index)
-        draws = np.stack([np.random.default_rng(key).random(9) for key in keys]).astype(np.float32)
-        drawn = torch.from_numpy(draws)
+        draws = np.stack([np.random.default_rng(key).random(9) for key in keys])
         images = views.float()
         height, width = images.shape[-2:]
+        # All is drawn and worked out on the host, so nobody waits for the device.
+        moved, mirrored = draws[:, 7] < self.moved, draws[:, 1] < self.flip
+        turned, flipped, sources, tones = (
+            send(torch.from_numpy(values), views.device)
+            for values in (
+                np.flatnonzero(moved),
+                np.flatnonzero(mirrored & ~moved),
+                self._sources(draws[moved].T, height, width),
+                self._tones(draws.T),
+            )
+        )
         with torch.autocast(views.device.type, enabled=False), torch.autocast("cpu", enabled=False):
-            # Which views are moved is known on the host, so nobody waits for the device to tell their number.
-            moved, mirrored = draws[:, 7] < np.float32(self.moved), draws[:, 1] < np.float32(self.flip)
-            turned, flipped = (torch.from_numpy(np.flatnonzero(rows)) for rows in (moved, mirrored & ~moved))
-            sources = self._sources(drawn.index_select(0, turned).unbind(1), height, width)
-            turned, flipped, sources = (send(values, views.device) for values in (turned, flipped, sources))
             grid = _sampling_grid(sources, height, width)
             images = _placed(images, grid, turned, flipped, mode="bicubic")
             if masks is not None:
                 placed = _placed(masks.to(torch.float32, copy=True), grid, turned, flipped, mode="nearest")
                 masks = placed.to(torch.uint8)
-            draw = send(drawn, views.device).unbind(1)
-            low, high = self.contrast
-            contrast = (low + (high - low) * draw[5]).view(-1, 1, 1, 1)
+            contrast, of_mean, gamma, scale = tones
             mean = images.mean((1, 2, 3), keepdim=True)
-            images.mul_(contrast).add_(mean * (1 - contrast)).clamp_(0, 255)
-            gamma = (self.gamma ** (2 * draw[6] - 1)).view(-1, 1, 1, 1)
-            images.pow_(gamma).mul_(255 ** (1 - gamma))  # 255 (x / 255)^γ
+            images.mul_(contrast).add_(of_mean * mean).clamp_(0, 255)
+            images.pow_(gamma).mul_(scale)
         out = images.round_().to(torch.uint8)
         if self.appearance is not None:
             out = self.appearance(out, index, seed=seed, epoch=epoch)
         return out, masks
 
-    def _sources(self, draw: tuple[Tensor, ...], height: int, width: int) -> Tensor:
-        """(N, 2, 3), from a place in a moved view to the one in its slice; -1 and 1 are the outer pixels' centres."""
+    def _sources(self, draw: NDArray[np.float64], height: int, width: int) -> NDArray[np.float32]:
+        """(N, 2, 3), from a place in a moved view to the one in its slice; -1 and 1 are the outer pixels' centres.
+
+        The inverse of zoom, then rotation about the centre, then shift (kornia's `get_affine_matrix2d`).
+        """
         zoom = self.scale[0] + (self.scale[1] - self.scale[0]) * draw[0]
         wider = 1 + self.aspect * (2 * draw[8] - 1)
-        mirror = torch.where(draw[1] < self.flip, -1.0, 1.0)
-        shift = torch.stack([(2 * draw[2] - 1) * width, (2 * draw[3] - 1) * height], 1) * self.translation
-        angle = (2 * draw[4] - 1) * self.rotation
-        centre = draw[0].new_tensor([(width - 1) / 2, (height - 1) / 2]).expand(len(draw[0]), 2)
-        moves = get_affine_matrix2d(shift, centre, torch.stack([zoom * mirror * wider, zoom / wider], 1), angle)
-        moves = normalize_homography(moves, (height, width), (height, width))
-        return torch.linalg.inv_ex(moves).inverse[:, :2].contiguous()
+        zoom_x, zoom_y = zoom * wider * np.where(draw[1] < self.flip, -1, 1), zoom / wider
+        shift = (2 * draw[2:4] - 1) * [[width], [height]] * self.translation
+        angle = np.deg2rad((2 * draw[4] - 1) * self.rotation)
+        cos, sin = np.cos(angle), np.sin(angle)
+        turn = np.stack([[cos / zoom_x, sin / zoom_x], [-sin / zoom_y, cos / zoom_y]])
+        side = np.array([width - 1, height - 1])
+        turn *= (side / side[:, None])[..., None]
+        constant = -np.einsum("ijn,jn->in", turn, 2 * shift / side[:, None])
+        return np.concatenate([turn, constant[:, None]], 1).transpose(2, 0, 1).astype(np.float32)
+
+    def _tones(self, draw: NDArray[np.float64]) -> NDArray[np.float32]:
+        """(4, B, 1, 1, 1): contrast, its complement, γ, and 255^(1 − γ), which turns x^γ to 255 (x / 255)^γ."""
+        contrast = self.contrast[0] + (self.contrast[1] - self.contrast[0]) * draw[5]
+        gamma = self.gamma ** (2 * draw[6] - 1)
+        rows = np.stack([contrast, 1 - contrast, gamma, 255 ** (1 - gamma)])
+        return rows.astype(np.float32).reshape(4, -1, 1, 1, 1)
 
 
 def _sampling_grid(sources: Tensor, height: int, width: int) -> Tensor:
