@@ -35,7 +35,6 @@ from rich.console import Console
 from rich.table import Table
 from timing import circumstances, seconds, shown, spread
 
-from hf_kdmri.data.augmentation import RandomViews
 from hf_kdmri.training.memory import keep_memory
 
 DTYPES = ("float32", "bfloat16")
@@ -106,10 +105,7 @@ def build_steps(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         for compiled in (False, True)[: 1 + has_compiler(pair.device)]:
             faster = faster_teacher(pair, compiled=compiled)
             steps[f"{FASTER[compiled]}, {dtype}"] = faster.step
-    pair = Pair(arguments)
-    steps["distillation step"] = ours(pair, GEOMETRY).step
-    augmentation, index = RandomViews(), torch.arange(arguments.batch_size)
-    steps["augmentation"] = lambda: augmentation(pair.views, index, seed=0, epoch=0)
+    steps["distillation step"] = ours(Pair(arguments), GEOMETRY).step
     return steps
 
 

@@ -32,7 +32,7 @@ MANIFEST = "manifest.json"
 ARRAYS = ("logits", "kernel", "embedding")
 _FORMAT = 2  # 1: asked of teachers whose batch normalisation was not folded, which differ by rounding
 _WAY_OUT = "delete the folder {folder} to build it again"
-_VERSIONED = ("torch", "timm", "kornia")
+_VERSIONED = ("torch", "timm", "numpy")
 
 
 class TeacherCacheError(ValueError):
