@@ -3,9 +3,9 @@
 
     python benchmarks/input.py --json input.json
 
-1. **Augmentation** of one batch with parameters of each image's own: ours, the same geometry by plain
-   `torch.nn.functional.grid_sample`, and torchvision v2, whose functions take one set of parameters, so that it goes
-   image by image, and whose tensors are turned bilinearly at best.
+1. **Augmentation** of one batch with parameters of each image's own: ours, the same by kornia's `warp_affine`, the
+   same geometry of every view by plain `torch.nn.functional.grid_sample`, and torchvision v2, whose functions take one
+   set of parameters, so that it goes image by image, and whose tensors are turned bilinearly at best.
 2. **Loading**: batches from memory-mapped views by the trainer's own data loader, for 0, 1 and 2 workers and several
    prefetch factors, while nothing else is done.
 3. **Share**: the seconds that a training loop waits for its batch and that the batch is augmented, over the seconds of
@@ -31,6 +31,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 from networks import LABELS, untrained_pair
 from PIL import Image
 from rich.console import Console
@@ -161,7 +162,21 @@ def time_augmentation(views: ViewDataset, arguments: argparse.Namespace) -> dict
         cosine, sine = angle.cos(), angle.sin()
         affine = torch.stack([cosine, -sine, draw[2] * 0, sine, cosine, draw[3] * 0], 1).view(-1, 2, 3)
         grid = F.affine_grid(affine, list(images.shape), align_corners=True)
-        images = F.grid_sample(images, grid, mode=mode, align_corners=True)
+        return toned(F.grid_sample(images, grid, mode=mode, align_corners=True), draw)
+
+    def by_kornia() -> torch.Tensor:
+        rows = torch.from_numpy(np.flatnonzero(draws[:, 7] < ours.moved))
+        draw = torch.from_numpy(draws).float().unbind(1)
+        images = batch["pixel_values"].float() / 255
+        side = images.shape[-1]
+        zoom = ours.scale[0] + (ours.scale[1] - ours.scale[0]) * draw[0]
+        shift = (2 * torch.stack(draw[2:4], 1) - 1) * side * ours.translation
+        zooms = torch.stack([zoom * torch.where(draw[1] < ours.flip, -1, 1), zoom], 1)
+        centre = torch.full((len(images), 2), (side - 1) / 2)
+        moves = get_affine_matrix2d(shift, centre, zooms, (2 * draw[4] - 1) * ours.rotation)[rows, :2]
+        return toned(images.index_copy(0, rows, warp_affine(images[rows], moves, (side, side), mode="bicubic")), draw)
+
+    def toned(images: torch.Tensor, draw: tuple[torch.Tensor, ...]) -> torch.Tensor:
         mean = images.mean((1, 2, 3), keepdim=True)
         images = (mean + (0.7 + 0.6 * draw[5].view(-1, 1, 1, 1)) * (images - mean)).clamp(0, 1)
         images = images.pow((ours.gamma ** (2 * draw[6] - 1)).view(-1, 1, 1, 1))
@@ -169,6 +184,7 @@ def time_augmentation(views: ViewDataset, arguments: argparse.Namespace) -> dict
 
     kinds: dict[str, Callable[[], Any]] = {
         "RandomViews (bicubic)": lambda: ours(batch["pixel_values"], batch["index"], seed=0, epoch=0),
+        "kornia's warp_affine, bicubic": by_kornia,
         "grid_sample, bicubic": lambda: by_grid_sample("bicubic"),
         "grid_sample, bilinear": lambda: by_grid_sample("bilinear"),
         "torchvision v2, image by image, bilinear": by_torchvision,
