@@ -262,9 +262,9 @@ def plot_comparison(
             else:
                 axes.set_xlim(0, 1.38 * max(values) or 1)
             axes.set_xlabel(label, x=50 / 138 if scale == 100 else 0.5)
-            axes.tick_params(axis="y", length=0)
+            axes.tick_params(axis="y", length=0, labelcolor=INK)
             axes.spines["left"].set_visible(False)
             light_grid(axes, "x")
-        grid[0].set_yticks(range(len(rows)), [f"{row['model']}\n{row['architecture']}" for row in rows], color=INK)
+        grid[0].set_yticks(range(len(rows)), [f"{row['model']}\n{row['architecture']}" for row in rows])
         grid[0].invert_yaxis()
         return save_figure(figure, out)
