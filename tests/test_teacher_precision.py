@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from hf_kdmri.training.data_options import OptionError
-from hf_kdmri.training.teacher_precision import TOLERANCE, check_teacher_precision
+from hf_kdmri.training.teacher_precision import TOLERANCE, check_teacher_precision, rows_to_look_at
 from tests.tiny import tiny_model, tiny_trainer
 
 
@@ -54,3 +55,10 @@ def test_it_is_refused_before_the_first_step(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(OptionError, match="in bfloat16"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+def test_the_images_looked_at_are_spread_over_the_set():
+    rows = rows_to_look_at(2144)
+    assert (len(rows), rows[0], rows[-1]) == (32, 0, 2143) and len(set(rows)) == 32
+    assert max(b - a for a, b in itertools.pairwise(rows)) <= 70
+    assert rows_to_look_at(5) == [0, 1, 2, 3, 4]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +36,11 @@ class MovedBy:
             f"the teacher's probabilities move by {self.mean:.4f} on average and {self.most:.4f} at most in this "
             f"precision ({self.images} images; refused above {TOLERANCE} on average)"
         )
+
+
+def rows_to_look_at(count: int, images: int = 32) -> list[int]:
+    """Rows that are spread over a set of `count` images; neighbours may all be of one doubtful patient."""
+    return np.linspace(0, count - 1, min(count, images)).astype(int).tolist()
 
 
 @torch.no_grad()

@@ -26,11 +26,10 @@ from hf_kdmri.training.sharding import refuse_other_wrappers, shard_teacher
 from hf_kdmri.training.streaming import StreamingTrainer
 from hf_kdmri.training.teacher_cache import TeacherCache, TeacherCacheError, cache_facts, is_finished
 from hf_kdmri.training.teacher_cache_build import prepare_teacher_cache
-from hf_kdmri.training.teacher_precision import check_teacher_precision
+from hf_kdmri.training.teacher_precision import check_teacher_precision, rows_to_look_at
 
 HEAD_FILE = "distillation_head.safetensors"
 STUDENT_FILE = "model.safetensors"
-_LOOKED_AT = 32  # images, for the teacher's precision
 
 
 class DistillationTrainer(AveragedTrainer, StudentPush, StreamingTrainer):
@@ -133,7 +132,7 @@ class DistillationTrainer(AveragedTrainer, StudentPush, StreamingTrainer):
                 print("  compiling the teacher, which takes a minute or so", flush=True)
         with model.faster_teacher(compiled=self.args.compile_teacher):
             if isinstance(self.train_dataset, ViewDataset):
-                batch = self.train_dataset.__getitems__(range(min(len(self.train_dataset), _LOOKED_AT)))
+                batch = self.train_dataset.__getitems__(rows_to_look_at(len(self.train_dataset)))
                 views = batch["pixel_values"].to(self.args.device)
                 moved = check_teacher_precision(model, views, self.accelerator.autocast)
                 if moved is not None and told:
