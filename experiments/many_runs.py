@@ -26,8 +26,9 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,17 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True, help="folder with the published zips")
     parser.add_argument("--cache_dir", help="where prepared slices are kept")
     parser.add_argument("--jobs", type=int, default=2, help="models trained side by side (default: %(default)s)")
+    parser.add_argument(
+        "--only", nargs="+", default=["*"], metavar="PATTERN", help='runs with such names alone, e.g. "*-f0*"'
+    )
     parser.add_argument("--seconds", type=float, help="stop after this long, finished or not")
     parser.add_argument("--prepare_only", action="store_true", help="read and resize the data, and stop")
     arguments = parser.parse_args()
+    if not any(planned(arguments.plan, arguments.only)):
+        parser.error(f"no run of {arguments.plan} has such a name: {' '.join(arguments.only)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.prepare_only:
-        prepare(list(planned(arguments.plan)), arguments)
+        prepare(list(planned(arguments.plan, arguments.only)), arguments)
         return
     begun = time.monotonic()
     # Without sight of a GPU: whoever has looked at one cannot fork. Neither does this process; only the workers do.
@@ -79,13 +85,13 @@ def main() -> None:
         worker.join(None if arguments.seconds is None else max(0.0, arguments.seconds - (time.monotonic() - begun)))
     for worker in workers:
         worker.kill()
-    runs = list(planned(arguments.plan))
+    runs = list(planned(arguments.plan, arguments.only))
     finished = [run["name"] for run in runs if (arguments.out / f"{run['name']}.npz").is_file()]
     print(f"{len(finished)} of {len(runs)} runs in {time.monotonic() - begun:.0f} s")
 
 
-def planned(plan: Path) -> Iterator[dict[str, Any]]:
-    """The runs of a plan, one for each fold and seed, in order."""
+def planned(plan: Path, only: Sequence[str] = ("*",)) -> Iterator[dict[str, Any]]:
+    """The runs of a plan, one for each fold and seed, in order; of these, the ones whose name fits a pattern."""
     told = yaml.safe_load(plan.read_text(encoding="utf-8"))
     for run in told["runs"]:
         for seed in run.get("seeds", [42]):
@@ -93,7 +99,8 @@ def planned(plan: Path) -> Iterator[dict[str, Any]]:
                 names = {key: run[key].format(fold=fold, seed=seed) for key in ("name", "teacher") if key in run}
                 options = {**told.get("options", {}), **run.get("options", {}), "fold": fold, "seed": seed}
                 of_plan = {"test": told.get("test", False), "altered": told.get("altered", True)}
-                yield {**run, **of_plan, **names, "options": options}
+                if any(fnmatch(names["name"], pattern) for pattern in only):
+                    yield {**run, **of_plan, **names, "options": options}
 
 
 def prepare(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
@@ -151,7 +158,7 @@ def work(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     claims = claims_of(arguments)
     claims.mkdir(exist_ok=True)
-    runs = list(planned(arguments.plan))
+    runs = list(planned(arguments.plan, arguments.only))
     while True:
         waiting = False
         for run in runs:

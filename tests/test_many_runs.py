@@ -50,6 +50,8 @@ def test_a_plan_is_carried_out_once_and_pooled(phantom_dir: Path, tmp_path: Path
     plan, out = tmp_path / "plan.yaml", tmp_path / "runs"
     plan.write_text(yaml.safe_dump(PLAN))
     options = ("--out", out, "--data_dir", phantom_dir, "--cache_dir", tmp_path / "cache", "--jobs", 2)
+    assert "1 of 1 runs" in run("many_runs.py", plan, *options, "--only", "teacher-*")
+    assert [path.stem for path in out.glob("*.npz")] == ["teacher-f0"]
     assert "5 of 5 runs" in run("many_runs.py", plan, *options)
     names = ["alone-f0-s1", "alone-f1-s1", "hinton-f0-s1", "ship", "teacher-f0"]
     assert sorted(path.stem for path in out.glob("*.npz")) == names
