@@ -77,33 +77,37 @@ class RandomViews:
         """
         keys = image_keys(seed, epoch, index)
         draws = np.stack([np.random.default_rng(key).random(9) for key in keys])
-        images = views.float()
-        height, width = images.shape[-2:]
+        height, width = views.shape[-2:]
         # All is drawn and worked out on the host, so nobody waits for the device.
         moved, mirrored = draws[:, 7] < self.moved, draws[:, 1] < self.flip
-        turned, flipped, sources, tones = (
+        turned, still, flipped, sources, of_turned, of_still = (
             send(torch.from_numpy(values), views.device)
             for values in (
                 np.flatnonzero(moved),
+                np.flatnonzero(~moved),
                 np.flatnonzero(mirrored & ~moved),
                 self._sources(draws[moved].T, height, width),
-                self._tones(draws.T),
+                self._tones(draws[moved].T),
+                self._tones(draws[~moved].T),
             )
         )
+        out, placed = views.clone(), None if masks is None else masks.clone()
+        for images in (out,) if placed is None else (out, placed):
+            images.index_copy_(0, flipped, images.index_select(0, flipped).flip(-1))
         with torch.autocast(views.device.type, enabled=False), torch.autocast("cpu", enabled=False):
-            grid = _sampling_grid(sources, height, width)
-            images = _placed(images, grid, turned, flipped, mode="bicubic")
-            if masks is not None:
-                placed = _placed(masks.to(torch.float32, copy=True), grid, turned, flipped, mode="nearest")
-                masks = placed.to(torch.uint8)
-            contrast, of_mean, gamma, scale = tones
-            mean = images.mean((1, 2, 3), keepdim=True)
-            images.mul_(contrast).add_(of_mean * mean).clamp_(0, 255)
-            images.pow_(gamma).mul_(scale)
-        out = images.round_().to(torch.uint8)
+            out.index_copy_(0, still, _toned(out.index_select(0, still).float(), of_still))
+            if len(turned):
+                grid = _sampling_grid(sources, height, width)
+                chosen = F.grid_sample(views.index_select(0, turned).float(), grid, mode="bicubic", align_corners=True)
+                out.index_copy_(0, turned, _toned(chosen, of_turned))
+                if masks is not None and placed is not None:
+                    chosen = F.grid_sample(
+                        masks.index_select(0, turned).float(), grid, mode="nearest", align_corners=True
+                    )
+                    placed.index_copy_(0, turned, chosen.to(torch.uint8))
         if self.appearance is not None:
             out = self.appearance(out, index, seed=seed, epoch=epoch)
-        return out, masks
+        return out, placed
 
     def _sources(self, draw: NDArray[np.float64], height: int, width: int) -> NDArray[np.float32]:
         """(N, 2, 3), from a place in a moved view to the one in its slice; -1 and 1 are the outer pixels' centres.
@@ -150,22 +154,12 @@ def _sampling_grid(sources: Tensor, height: int, width: int) -> Tensor:
     return grid
 
 
-def _placed(images: Tensor, grid: Tensor, turned: Tensor, flipped: Tensor, *, mode: str) -> Tensor:
-    """Resample some images and mirror others, in place; the rest keep their pixels.
-
-    Args:
-        images: (B, C, H, W), floating point.
-        grid: (N, H, W, 2), where the pixels of those that are resampled come from.
-        turned: (N,) their rows.
-        flipped: (M,) rows of those that are mirrored alone.
-        mode: of interpolation.
-    """
-    if len(turned):
-        chosen = images.index_select(0, turned)
-        images.index_copy_(0, turned, F.grid_sample(chosen, grid, mode=mode, align_corners=True))
-    if len(flipped):
-        images.index_copy_(0, flipped, images.index_select(0, flipped).flip(-1))
-    return images
+def _toned(images: Tensor, tones: Tensor) -> Tensor:
+    """Change contrast and γ of (B, C, H, W) pictures from 0 to 255, in place, and round them to uint8."""
+    contrast, of_mean, gamma, scale = tones
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images.mul_(contrast).add_(of_mean * mean).clamp_(0, 255)
+    return images.pow_(gamma).mul_(scale).round_().to(torch.uint8)
 
 
 VIEW_STYLES = {
