@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from multiprocessing import resource_sharer
 
@@ -39,6 +40,15 @@ class Closed(Killed):
         return torch.zeros(2)
 
 
+class ClosedThenKilled(Closed):
+    """The system tells of the death a moment later."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index == 2:
+            threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return super().__getitem__(index)
+
+
 def read(items: Dataset[Tensor], patience: float = 0.0) -> None:
     for _ in DataLoader(items, batch_size=1, num_workers=1, prefetch_factor=4):
         time.sleep(patience)
@@ -59,6 +69,16 @@ def test_a_worker_whose_sockets_close_before_it_is_gone_is_named():
     ):
         read(Closed(), patience=1.0)
     assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_a_death_that_is_told_twice_is_named_once():
+    with (
+        pytest.raises(DataWorkerError, match="a data worker died") as caught,
+        data_workers_watched(lambda: "Start again."),
+    ):
+        read(ClosedThenKilled(), patience=1.0)
+    time.sleep(1.5)  # torch's handler would raise here
+    assert caught.value.__cause__ is not None  # whose frames keep the loader
 
 
 def test_a_death_that_another_error_hides_is_named():

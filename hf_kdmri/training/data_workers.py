@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -28,10 +29,21 @@ def data_workers_watched(way_out: Callable[[], str]) -> Iterator[None]:
     except DataWorkerError:
         raise
     except Exception as error:
-        reason = reason_of_death(error)
+        reason = _reason_when_all_is_said(error)
         if reason is None:
             raise
         raise DataWorkerError(f"a data worker died: {reason} {way_out()}") from error
+
+
+def _reason_when_all_is_said(error: BaseException) -> str | None:
+    # Where reading failed first, torch's handler of SIGCHLD has yet to raise, and would in the midst of what follows.
+    try:
+        reason = reason_of_death(error)
+        if reason is not None and not reason.startswith("DataLoader worker"):
+            time.sleep(1.0)
+        return reason
+    except RuntimeError as late:
+        return reason_of_death(late)
 
 
 def reason_of_death(error: BaseException) -> str | None:
