@@ -85,12 +85,7 @@ class Fault:
             wrong.append(f"exit code {code} after SIGTERM")
         if self.kind in ("sigterm", "disk", "worker") and "Traceback" in output and "the same command" not in output:
             wrong.append(f"a traceback and no way out: {output.strip().splitlines()[-1:]}")
-        harmless = self.kind == "worker" and code == 0  # it had nothing left to read; the files are compared anyway
-        if (
-            self.kind in ("disk", "worker", "exception", "rank_exception")
-            and not harmless
-            and "the same command" not in output.lower()
-        ):
+        if self.kind in ("disk", "worker", "exception", "rank_exception") and "the same command" not in output.lower():
             wrong.append(f"no way out is named: {output.strip().splitlines()[-1:]}")
         if killed.after_fault is not None and killed.after_fault > _BOUND:
             wrong.append(f"ended {killed.after_fault:.0f} s after the fault")
