@@ -91,23 +91,19 @@ class RandomViews:
                 self._tones(draws[~moved].T),
             )
         )
-        out, placed = views.clone(), None if masks is None else masks.clone()
-        for images in (out,) if placed is None else (out, placed):
+        out, masks = views.clone(), None if masks is None else masks.clone()
+        for images in (out,) if masks is None else (out, masks):
             images.index_copy_(0, flipped, images.index_select(0, flipped).flip(-1))
         with torch.autocast(views.device.type, enabled=False), torch.autocast("cpu", enabled=False):
             out.index_copy_(0, still, _toned(out.index_select(0, still).float(), of_still))
             if len(turned):
                 grid = _sampling_grid(sources, height, width)
-                chosen = F.grid_sample(views.index_select(0, turned).float(), grid, mode="bicubic", align_corners=True)
-                out.index_copy_(0, turned, _toned(chosen, of_turned))
-                if masks is not None and placed is not None:
-                    chosen = F.grid_sample(
-                        masks.index_select(0, turned).float(), grid, mode="nearest", align_corners=True
-                    )
-                    placed.index_copy_(0, turned, chosen.to(torch.uint8))
+                out.index_copy_(0, turned, _toned(_sampled(out, turned, grid, mode="bicubic"), of_turned))
+                if masks is not None:
+                    masks.index_copy_(0, turned, _sampled(masks, turned, grid, mode="nearest").to(torch.uint8))
         if self.appearance is not None:
             out = self.appearance(out, index, seed=seed, epoch=epoch)
-        return out, placed
+        return out, masks
 
     def _sources(self, draw: NDArray[np.float64], height: int, width: int) -> NDArray[np.float32]:
         """(N, 2, 3), from a place in a moved view to the one in its slice; -1 and 1 are the outer pixels' centres.
@@ -152,6 +148,11 @@ def _sampling_grid(sources: Tensor, height: int, width: int) -> Tensor:
         of_x, of_y, constant = sources[:, axis, :, None, None].unbind(1)
         torch.add(of_x * x + constant, of_y * y, out=grid[..., axis])
     return grid
+
+
+def _sampled(images: Tensor, rows: Tensor, grid: Tensor, *, mode: str) -> Tensor:
+    """Float32 pictures of these rows of uint8 ones, resampled at (N, H, W, 2) places."""
+    return F.grid_sample(images.index_select(0, rows).float(), grid, mode=mode, align_corners=True)
 
 
 def _toned(images: Tensor, tones: Tensor) -> Tensor:
