@@ -10,7 +10,7 @@ Each model is trained by the same functions as by `train_kd.py`, and predicts af
 are and, unless the plan says `altered: false`, altered (`altered_views.py`); where it says `test: true`, the test
 slices as well. Runs are begun in the order of the plan; what is finished is not done again, so the next plan can go on
 from the teachers of the last. What was broken off begins anew, or at its last checkpoint if the plan has any written
-(`save_strategy`).
+(`save_strategy`). The command may be given again while it runs, for other runs of the same plan or with more jobs.
 
 For each run `RUNS/NAME` holds the model and its history, `RUNS/NAME.npz` the predictions.
 """
@@ -21,7 +21,6 @@ import argparse
 import contextlib
 import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -38,7 +37,7 @@ import torch
 import yaml
 from accelerate import PartialState
 from altered_views import VIEW_SIZE, altered_views
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from hf_kdmri import TeacherForImageClassification
 from hf_kdmri.data.loading import load_slices
@@ -67,27 +66,32 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="stop after this long, finished or not")
     parser.add_argument("--prepare_only", action="store_true", help="read and resize the data, and stop")
     arguments = parser.parse_args()
-    if not any(planned(arguments.plan, arguments.only)):
+    runs = list(planned(arguments.plan, arguments.only))
+    if not runs:
         parser.error(f"no run of {arguments.plan} has such a name: {' '.join(arguments.only)}")
+    names = {run["name"] for run in runs}
+    for run in runs:
+        teacher = run.get("teacher", run["name"])
+        if teacher not in names and not has_teacher(teacher, arguments.out):
+            parser.error(f"{run['name']} needs {teacher}, which {arguments.out} has not: add it to --only as well")
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.prepare_only:
-        prepare(list(planned(arguments.plan, arguments.only)), arguments)
+        prepare(runs, arguments)
         return
     begun = time.monotonic()
     # Without sight of a GPU: whoever has looked at one cannot fork. Neither does this process; only the workers do.
     subprocess.run([sys.executable, *sys.argv, "--prepare_only"], check=True, env={**os.environ, **_NO_GPU})
     print(f"data prepared, {time.monotonic() - begun:.0f} s", flush=True)
-    shutil.rmtree(claims_of(arguments), ignore_errors=True)  # of runs that were broken off
-    workers = [_FORK.Process(target=work, args=(arguments,)) for _ in range(arguments.jobs)]
+    asked = time.time()
+    workers = [_FORK.Process(target=work, args=(arguments, asked)) for _ in range(arguments.jobs)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(None if arguments.seconds is None else max(0.0, arguments.seconds - (time.monotonic() - begun)))
     for worker in workers:
         worker.kill()
-    runs = list(planned(arguments.plan, arguments.only))
-    finished = [run["name"] for run in runs if (arguments.out / f"{run['name']}.npz").is_file()]
-    print(f"{len(finished)} of {len(runs)} runs in {time.monotonic() - begun:.0f} s")
+    finished = sum(is_finished(run["name"], arguments.out) for run in runs)
+    print(f"{finished} of {len(runs)} runs in {time.monotonic() - begun:.0f} s")
 
 
 def planned(plan: Path, only: Sequence[str] = ("*",)) -> Iterator[dict[str, Any]]:
@@ -153,41 +157,61 @@ def run_options(run: dict[str, Any], arguments: argparse.Namespace) -> RunOption
     return parse_options([*flags, *(["--cache_dir", arguments.cache_dir] if arguments.cache_dir else [])])
 
 
-def work(arguments: argparse.Namespace) -> None:
-    """Take one run after the other until none is left."""
+def work(arguments: argparse.Namespace, asked: float) -> None:
+    """Take one run after the other until none is left that did not fail since `asked` (seconds since 1970)."""
     torch.set_num_threads(1)
-    claims = claims_of(arguments)
-    claims.mkdir(exist_ok=True)
     runs = list(planned(arguments.plan, arguments.only))
     while True:
         waiting = False
         for run in runs:
-            if (claims / run["name"]).exists() or (arguments.out / f"{run['name']}.npz").is_file():
+            if is_finished(run["name"], arguments.out) or has_failed(run["name"], arguments.out, asked):
                 continue
-            if "teacher" in run and not (arguments.out / run["teacher"] / "teacher").is_dir():
-                waiting = waiting or not (claims / run["teacher"] / "failed").exists()
+            if "teacher" in run and not has_teacher(run["teacher"], arguments.out):
+                waiting = waiting or not has_failed(run["teacher"], arguments.out, asked)
                 continue
-            try:
-                (claims / run["name"]).mkdir()
-            except FileExistsError:
-                continue
-            begun = time.monotonic()
-            try:
-                result = one_run(run, arguments)
-                print(f"{run['name']}: {result}, {time.monotonic() - begun:.0f} s", flush=True)
-            except Exception:
-                (claims / run["name"] / "failed").touch()
-                print(f"{run['name']}: FAILED\n{traceback.format_exc()}", flush=True)
-            break
+            with contextlib.suppress(Timeout), claim_of(run["name"], arguments.out):
+                if not is_finished(run["name"], arguments.out):  # by whoever had it until now
+                    attempt(run, arguments)
+                    break
         else:
             if not waiting:
                 return
             time.sleep(1)
 
 
-def claims_of(arguments: argparse.Namespace) -> Path:
-    """Where workers tell each other what they have taken."""
-    return arguments.out / f"claims-{arguments.plan.stem}"
+def claim_of(name: str, out: Path) -> FileLock:
+    """Held by whoever does a run, of this command or of another on the same folder; gone with its holder."""
+    folder = out / name
+    folder.mkdir(exist_ok=True)
+    return FileLock(folder / "claim.lock", blocking=False)
+
+
+def is_finished(name: str, out: Path) -> bool:
+    """Whether a run's predictions are there."""
+    return (out / f"{name}.npz").is_file()
+
+
+def has_teacher(name: str, out: Path) -> bool:
+    """Whether the teacher of that name is trained."""
+    return (out / name / "teacher").is_dir()
+
+
+def has_failed(name: str, out: Path, since: float) -> bool:
+    """Whether a run was tried since then (seconds since 1970), in vain."""
+    with contextlib.suppress(FileNotFoundError):
+        return (out / name / "failed").stat().st_mtime >= since
+    return False
+
+
+def attempt(run: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Do a run and say what came of it."""
+    begun = time.monotonic()
+    try:
+        result = one_run(run, arguments)
+        print(f"{run['name']}: {result}, {time.monotonic() - begun:.0f} s", flush=True)
+    except Exception:
+        (arguments.out / run["name"] / "failed").touch()
+        print(f"{run['name']}: FAILED\n{traceback.format_exc()}", flush=True)
 
 
 def one_run(run: dict[str, Any], arguments: argparse.Namespace) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ PLAN = {
 }  # fmt: skip
 
 
-def run(script: str, *arguments: object, fails: bool = False) -> str:
+def run(script: str, *arguments: object, fails: int = 0) -> str:
     result = subprocess.run(
         [sys.executable, ROOT / "experiments" / script, *map(str, arguments)],
         capture_output=True,
@@ -50,8 +51,14 @@ def test_a_plan_is_carried_out_once_and_pooled(phantom_dir: Path, tmp_path: Path
     plan, out = tmp_path / "plan.yaml", tmp_path / "runs"
     plan.write_text(yaml.safe_dump(PLAN))
     options = ("--out", out, "--data_dir", phantom_dir, "--cache_dir", tmp_path / "cache", "--jobs", 2)
+    why = run("many_runs.py", plan, *options, "--only", "hinton-*", fails=2)
+    assert "hinton-f0-s1 needs teacher-f0" in why and "--only" in why
     assert "1 of 1 runs" in run("many_runs.py", plan, *options, "--only", "teacher-*")
     assert [path.stem for path in out.glob("*.npz")] == ["teacher-f0"]
+    with ThreadPoolExecutor() as commands:  # the same one given twice, at the same time
+        both = list(commands.map(lambda _: run("many_runs.py", plan, *options), range(2)))
+    begun = sorted(line.split(":")[0] for text in both for line in text.splitlines() if ": clean" in line)
+    assert begun == ["alone-f0-s1", "alone-f1-s1", "hinton-f0-s1", "ship"]
     assert "5 of 5 runs" in run("many_runs.py", plan, *options)
     names = ["alone-f0-s1", "alone-f1-s1", "hinton-f0-s1", "ship", "teacher-f0"]
     assert sorted(path.stem for path in out.glob("*.npz")) == names
@@ -95,11 +102,11 @@ def test_a_plan_is_carried_out_once_and_pooled(phantom_dir: Path, tmp_path: Path
         together = (first["test clean"] + second["test clean"]).argmax(1) == first["test label"]
     assert told["entries"]["both"]["accuracy"]["value"] == pytest.approx(together.mean())
     command = ("pool_runs.py", out, plan, "--split", "test", "--against")
-    assert "tested on other folds" in run(*command, "hinton:alone", fails=True)
-    assert "no seed of 'fusion' is finished" in run(*command, "hinton:fusion", fails=True)
+    assert "tested on other folds" in run(*command, "hinton:alone", fails=1)
+    assert "no seed of 'fusion' is finished" in run(*command, "hinton:fusion", fails=1)
     command = ("pool_runs.py", out, plan, "--split", "test", "--ensemble")
-    assert "tested on other folds" in run(*command, "both=hinton+alone", fails=True)
-    assert "no seed of 'fusion' is finished" in run(*command, "both=hinton+fusion", fails=True)
+    assert "tested on other folds" in run(*command, "both=hinton+alone", fails=1)
+    assert "no seed of 'fusion' is finished" in run(*command, "both=hinton+fusion", fails=1)
 
     plan.write_text(yaml.safe_dump({**PLAN, "altered": False}))  # a plan may leave the altered slices out
     (out / "alone-f0-s1.npz").unlink()
