@@ -75,6 +75,21 @@ def test_state_dict_has_no_teacher(student, teacher):
     assert wrapped and all(key.startswith("inner.student.") for key in wrapped)
 
 
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: torch.nn.ModuleDict({"inner": model})])
+def test_a_state_without_teacher_is_loaded_and_nothing_else_may_be_missing(wrap, student, teacher, views):
+    other = StudentForImageClassification.from_timm("test_vit", labels=LABELS, image_size=64)
+    source = wrap(DistillationModel(other, teacher, loss_options=GEOMETRY))
+    target = wrap(DistillationModel(student, teacher, loss_options=GEOMETRY))
+    teachers = {name: value.clone() for name, value in teacher.state_dict().items()}
+    target.load_state_dict(source.state_dict())
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in student.state_dict().items())
+    assert all(torch.equal(value, teachers[name]) for name, value in teacher.state_dict().items())
+    lacking = source.state_dict()
+    gone = lacking.popitem()[0]
+    with pytest.raises(RuntimeError, match=f"Missing key.*{gone}"):
+        target.load_state_dict(lacking)
+
+
 def test_both_see_the_same_view_in_their_own_form(student, teacher, views):
     seen = {}
     student.timm_model.register_forward_pre_hook(lambda _, args: seen.update(student=args[0]))

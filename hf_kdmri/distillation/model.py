@@ -42,8 +42,8 @@ class DistillationModel(nn.Module):
     """A student with its frozen teacher; without a teacher, plain supervised training by the same path.
 
     The teacher is always in eval mode, carries no gradient and is left out of `state_dict()`, so no checkpoint of the
-    student ever contains it. Whatever else trains (`heads`: projectors, fusion, exits) is a submodule here, inside what
-    `Trainer` wraps: held outside, it drifts apart between processes.
+    student ever contains it, and `load_state_dict` does not ask for it. Whatever else trains (`heads`: projectors,
+    fusion, exits) is a submodule here, inside what `Trainer` wraps: held outside, it drifts apart between processes.
 
     Args:
         student: the model that trains.
@@ -79,6 +79,7 @@ class DistillationModel(nn.Module):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
+        self.register_load_state_dict_post_hook(_without_teacher)
         self.student = student
         self.teacher = teacher
         self.chosen_loss_options = loss_options
@@ -293,6 +294,13 @@ class DistillationModel(nn.Module):
 
 def _run(model: TimmClassifier, pixels: Tensor, needs_stages: bool) -> Features:
     return Features(*model.stage_features(pixels)) if needs_stages else Features(model(pixels).logits)
+
+
+def _without_teacher(model: nn.Module, incompatible: Any) -> None:
+    """What torch calls after loading a state, maybe of a module around this one: no teacher's weights are missed."""
+    if isinstance(model.teacher, nn.Module):
+        left_out = tuple(f"teacher.{name}" for name in model.teacher.state_dict())
+        incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if not key.endswith(left_out)]
 
 
 class TeacherCompileError(RuntimeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 from dataclasses import dataclass, field, fields
@@ -13,6 +12,7 @@ from transformers import TrainingArguments
 from hf_kdmri.distillation import LossOptions
 from hf_kdmri.distillation.kernels import MAX_TRANSPORT_POINTS
 from hf_kdmri.distillation.terms import FEWEST_IMAGES
+from hf_kdmri.training.deepspeed_runs import asks_for_deepspeed, check_deepspeed, keep_weights_in_float32
 
 _DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -129,13 +129,8 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
                 "shard_teacher needs all processes to ask the teacher equally often, and teacher_cache has each ask "
                 "about its own share of the images; leave one of the two out"
             )
-        asks_for_deepspeed = self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-        if asks_for_deepspeed and self.compile_teacher:
-            raise ValueError("compile_teacher does not work with DeepSpeed, which holds the weights; leave it out")
-        if asks_for_deepspeed and importlib.util.find_spec("deepspeed") is None:
-            raise ValueError("DeepSpeed is not installed: pip install deepspeed, or launch without it (docs/scale.md)")
-        if asks_for_deepspeed and not torch.accelerator.is_available():
-            raise ValueError("DeepSpeed needs a GPU, and there is none; launch without it (docs/scale.md)")
+        if asks_for_deepspeed(self):
+            check_deepspeed(self)
         if not torch.accelerator.is_available():
             # Trainer refuses bf16 without a GPU unless told that the CPU is meant; here there is nothing else to mean.
             self.use_cpu = True
@@ -143,6 +138,7 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
         TrainingArguments.__post_init__(self)
         if self.mixed_precision == "bf16":
             self.bf16 = True  # asked for by accelerate's configuration; the run's must tell it, too
+        keep_weights_in_float32(self)
         self._check_batches()
 
     def _check_batches(self) -> None:

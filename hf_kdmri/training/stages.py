@@ -149,6 +149,7 @@ def predict_probabilities(
     )
     arguments.bf16, arguments.mixed_precision = False, "no"  # also where accelerate's configuration asked for bf16
     trainer = DistillationTrainer(model=DistillationModel(model), args=arguments, data_collator=collate_views)
+    trainer.is_deepspeed_enabled = False  # it would ask for ZeRO-3; each process has the whole model
     logits = trainer.predict(views).predictions
     return torch.from_numpy(logits).double().softmax(1).numpy()
 

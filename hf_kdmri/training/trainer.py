@@ -21,6 +21,7 @@ from hf_kdmri.distillation import DistillationModel
 from hf_kdmri.training.arguments import DistillationTrainingArguments
 from hf_kdmri.training.averaging import AveragedTrainer
 from hf_kdmri.training.compiling import check_compiler
+from hf_kdmri.training.deepspeed_runs import use_plain_layout
 from hf_kdmri.training.hub_push import StudentPush
 from hf_kdmri.training.sharding import refuse_other_wrappers, shard_teacher
 from hf_kdmri.training.streaming import StreamingTrainer
@@ -87,6 +88,8 @@ class DistillationTrainer(AveragedTrainer, StudentPush, StreamingTrainer):
             model.teacher_dtype = args.teacher_torch_dtype()
         if args.channels_last and not model.channels_last:
             model.use_channels_last()
+        if args.deepspeed_plugin is not None:
+            use_plain_layout(model)  # inputs stay channels-last
         if args.shard_teacher and model.teacher is not None and model.loss_options.terms:
             shard_teacher(model, args.device)
         self._term_sums: dict[str, Tensor] = {}
