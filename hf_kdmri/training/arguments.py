@@ -58,6 +58,13 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
             "effect). Faster, and no digit changes; the process holds its peak of memory until it ends."
         },
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False,
+        metadata={
+            "help": "On several processes, look in every step for weights that had no part in the loss. Nothing here "
+            "has such; a student of your own may, and is refused without this."
+        },
+    )
     views_per_image: int | None = field(
         default=None,
         metadata={"help": "Random views of each image: epoch e trains on view e mod this; default: a new view each."},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ from hf_kdmri.training.checkpoints import WholeCheckpoints, checkpoints_in
 from hf_kdmri.training.data_workers import data_workers_watched
 from hf_kdmri.training.numbers import NotFiniteError, NumberWatch, list_images, terms_with_bad_gradients
 from hf_kdmri.training.stopping import StopCallback, stop_after_step
+
+
+class UnusedWeightsError(RuntimeError):
+    """Weights that train, but that the loss does not depend on."""
 
 
 class GuardedTrainer(WholeCheckpoints):
@@ -47,6 +52,7 @@ class GuardedTrainer(WholeCheckpoints):
             NotFiniteError: a loss, a gradient or the weights are infinite or no numbers.
             CheckpointError: a checkpoint could not be written.
             DataWorkerError: a process that reads batches died.
+            UnusedWeightsError: on several processes, weights that train had no part in the loss.
             Stopped: SIGTERM came, after `hf_kdmri.training.stopping.watch_for_sigterm`; a checkpoint is written.
         """
         try:
@@ -56,6 +62,13 @@ class GuardedTrainer(WholeCheckpoints):
                 self._refuse_bad_weights()
         except NotFiniteError as error:
             raise NotFiniteError(f"{error}. {self._kept()} {self._way_out()}") from error
+        except RuntimeError as error:
+            if unused := _unused_weights(error, self._distillation_model()):
+                raise UnusedWeightsError(
+                    f"no part in the loss: {unused}, so processes waited for their gradients in vain. Start again with "
+                    "--ddp_find_unused_parameters true, which looks for such weights in every step"
+                ) from error
+            raise
         return output
 
     def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
@@ -173,3 +186,13 @@ class GuardedTrainer(WholeCheckpoints):
             "The same command would meet this again: look at those images, or take another --output_dir with a smaller "
             f"--learning_rate (now {self.args.learning_rate:g}) or a smaller λ of that term"
         )
+
+
+def _unused_weights(error: RuntimeError, model: nn.Module) -> str:
+    """The weights that DistributedDataParallel waited for, if this is its error about them, else ""."""
+    if "Expected to have finished reduction" not in str(error):
+        return ""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    listed = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
+    unused = [names[int(place)] for place in listed[1].split() if int(place) < len(names)] if listed else names[:0]
+    return ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "") or "some weights"
