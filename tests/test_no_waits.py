@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_kdmri.data.augmentation import RandomViews
+from hf_kdmri.data.mixing import mix_views
 from hf_kdmri.distillation import LossOptions
 from hf_kdmri.models import prepare_pixels
 from tests.tiny import tiny_model, tiny_trainer
@@ -131,6 +132,9 @@ def test_views_are_drawn_on_the_host_and_applied_without_looking():
     )
     found = waits_of(lambda: RandomViews().with_masks(views, masks, np.arange(2), seed=0, epoch=0), constants=False)
     assert not found
+    options = dict(alpha=0.2, classes=3, seed=0, epoch=0)
+    labels = torch.tensor([0, 2])
+    assert not waits_of(lambda: mix_views(views, masks, labels, np.arange(2), **options), constants=False)
 
 
 def test_an_index_on_the_host_draws_the_views_of_a_tensor():

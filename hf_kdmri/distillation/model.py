@@ -159,7 +159,7 @@ class DistillationModel(nn.Module):
         Args:
             pixel_values: one view for both models, (B, 1 or 3, H, W): uint8 raw intensities, or floating point
                 normalised as the student expects. Each model gets it in its own size and normalisation.
-            labels: (B,) class indices, in the student's order.
+            labels: (B,) class indices, in the student's order; or (B, K) probabilities, for terms that need no index.
             masks: (B, 1, H, W) tumour masks of the view, uint8 with 255 inside; needed for lesion weighting and for
                 the second task, `mask_weight`.
             targets: the fields of `TeacherTargets` for these very views, from a teacher cache; the teacher is then not

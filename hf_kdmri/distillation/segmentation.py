@@ -83,6 +83,7 @@ def tumour_mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
     Args:
         logits: (B, 1, H, W).
         masks: (B, 1, H', W') tumour masks, uint8 with 255 inside, as views carry them; at least as fine as the logits.
+            Values between, of mixed views, are parts of a tumour.
 
     Returns:
         Mean over the images, a scalar, at least 0.
@@ -107,7 +108,7 @@ def tumour_mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
         )
     with torch.autocast(logits.device.type, enabled=False):
         logits = at_least_float32(logits)
-        target = F.adaptive_avg_pool2d((masks > 127).to(logits.dtype), (logits.shape[-2], logits.shape[-1]))
+        target = F.adaptive_avg_pool2d(masks.to(logits.dtype) / 255, (logits.shape[-2], logits.shape[-1]))
         drawn = logits.sigmoid()
         cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
         overlap = 2 * (drawn * target).sum((1, 2, 3)) + _SMOOTHING

@@ -58,6 +58,12 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
             "effect). Faster, and no digit changes; the process holds its peak of memory until it ends."
         },
     )
+    mixup: float = field(
+        default=0.0,
+        metadata={
+            "help": "α of mixup: each view is mixed with another of its batch, for teacher and student alike; 0: none."
+        },
+    )
     ddp_find_unused_parameters: bool | None = field(
         default=False,
         metadata={
@@ -121,6 +127,7 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; it must be at least 0 (no average) and below 1")
         LossOptions.__post_init__(self)
+        self._check_mixup()
         if self.teacher_cache is not None and self.max_steps > 0 and self.views_per_image is None:
             raise ValueError("teacher_cache with max_steps needs views_per_image: how many views of each image to keep")
         if self.teacher_cache is not None and self.needs_teacher_maps:
@@ -147,6 +154,24 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
             self.bf16 = True  # asked for by accelerate's configuration; the run's must tell it, too
         keep_weights_in_float32(self)
         self._check_batches()
+
+    def _check_mixup(self) -> None:
+        """Refuse what needs one label per image, or answers about views as they are."""
+        if not 0 <= self.mixup < math.inf:
+            raise ValueError(f"mixup is {self.mixup}; it must be a finite number of at least 0, and 0 mixes nothing")
+        needs_one_label = {
+            "logit_loss dkd": self.uses("logit", "dkd"),
+            "exit_weight": self.exit_weight > 0,
+            "feature_loss ofa": self.uses("feature", "ofa"),
+        }
+        for name, asked in needs_one_label.items():
+            if self.mixup and asked:
+                raise ValueError(f"{name} needs one label per image, and mixup gives two; leave one of them out")
+        if self.mixup and self.teacher_cache is not None:
+            raise ValueError(
+                "teacher_cache keeps what the teacher says of single views, and mixup asks about mixed ones; leave one "
+                "of the two out"
+            )
 
     def _check_batches(self) -> None:
         """Refuse batches in which a term between images would always be 0, or could not be computed."""

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hf_kdmri.data.augmentation import RandomViews
+from hf_kdmri.data.mixing import mix_views
 from hf_kdmri.data.views import ViewDataset
 from hf_kdmri.distillation import DistillationModel
 from hf_kdmri.training.arguments import DistillationTrainingArguments
@@ -194,6 +195,17 @@ class DistillationTrainer(AveragedTrainer, StudentPush, StreamingTrainer):
             pixel_values, masks = self.augmentation.with_masks(
                 pixel_values, masks, inputs["index"], seed=self.args.seed, epoch=view
             )
+        if model.training and self.args.mixup > 0:
+            pixel_values, masks, labels = mix_views(
+                pixel_values,
+                masks,
+                labels,
+                inputs["index"],
+                alpha=self.args.mixup,
+                classes=len(self._distillation_model().student.labels),
+                seed=self.args.seed,
+                epoch=self._epoch(inputs.get("epoch")),
+            )
         if model.training and self.teacher_cache is not None:
             assert isinstance(view, int)  # a stream has no cache
             targets = self.teacher_cache.read(self.args, inputs["index"], view, pixel_values.device)
@@ -206,14 +218,16 @@ class DistillationTrainer(AveragedTrainer, StudentPush, StreamingTrainer):
             batch = {"pixel_values": pixel_values, "labels": labels, "masks": masks, "targets": targets}
             self.look_at_loss(outputs["terms"], inputs.get("index"), batch)
             self._collect({f"loss_{name}": term for name, term in outputs["terms"].items()})
-            hits = (outputs["logits"].detach().argmax(1) == labels).sum()
+            likeliest = labels if labels.ndim == 1 else labels.argmax(1)  # probabilities, of mixed views
+            hits = (outputs["logits"].detach().argmax(1) == likeliest).sum()
             self._hits = self._hits + torch.stack([hits.double(), torch.full_like(hits, len(labels)).double()])
         return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
 
+    def _epoch(self, passes: np.ndarray | Tensor | None) -> int | np.ndarray | Tensor:
+        return int(self.state.epoch or 0) if passes is None else passes  # a stream counts them for each image
+
     def _view_of_this_epoch(self, passes: np.ndarray | Tensor | None) -> int | np.ndarray | Tensor:
-        # A stream counts its passes for each image.
-        epoch = int(self.state.epoch or 0) if passes is None else passes
-        views_per_image = self.args.count_views()
+        epoch, views_per_image = self._epoch(passes), self.args.count_views()
         if self.augmentation is None:
             return 0
         return epoch if views_per_image is None else epoch % views_per_image
