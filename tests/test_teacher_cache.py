@@ -118,6 +118,7 @@ def test_a_build_that_was_cut_off_goes_on_and_ends_alike(tmp_path: Path, small_b
         (dict(augmentation=RandomViews(rotation=5.0)), "'rotation': 20.0"),
         (dict(geometry_grid=3), "geometry_grid: 4 there, 3 now"),
         (dict(views_per_image=3), "views_per_image: 2 there, 3 now"),
+        (dict(num_train_epochs=5), "or train on its views by --views_per_image 2"),
         (dict(teacher_dtype="bfloat16"), "teacher_precision"),
     ],
 )
@@ -157,6 +158,75 @@ def test_damage_is_found_and_named(tmp_path: Path, small_blocks):
         cached_trainer(tmp_path, cache=tmp_path / "cache").train()
 
 
+@pytest.mark.parametrize("manifest", [b"", b"{", b"{}", b"\xff\xfe\x00", b"[1]", b'{"facts": {"images": "many"}}'])
+def test_a_damaged_manifest_is_named(tmp_path: Path, manifest: bytes):
+    cached_trainer(tmp_path).train()
+    (tmp_path / "cache" / "manifest.json").write_bytes(manifest)
+    with pytest.raises(TeacherCacheError, match=r"manifest\.json is damaged; delete the folder"):
+        cached_trainer(tmp_path, cache=tmp_path / "cache").train()
+
+
+def test_a_manifest_that_lacks_checksums_and_an_empty_array_are_refused(tmp_path: Path, small_blocks):
+    cached_trainer(tmp_path).train()
+    path = tmp_path / "cache" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "blocks": manifest["blocks"][:-1]}))
+    with pytest.raises(TeacherCacheError, match=r"manifest\.json is damaged"):
+        cached_trainer(tmp_path, cache=tmp_path / "cache").train()
+    path.write_text(json.dumps(manifest))
+    (tmp_path / "cache" / "kernel.npy").write_bytes(b"")
+    with pytest.raises(TeacherCacheError, match=r"kernel\.npy cannot be read"):
+        cached_trainer(tmp_path, cache=tmp_path / "cache").train()
+
+
+def test_a_finished_cache_is_read_without_writing_beside_it(tmp_path: Path):
+    cached_trainer(tmp_path).train()
+    lock = tmp_path / "cache.lock"
+    lock.unlink()
+    cached_trainer(tmp_path, cache=tmp_path / "cache").train()
+    assert not lock.exists()
+
+
+def test_an_array_that_was_lost_while_building_is_built_again(
+    tmp_path: Path, small_blocks, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher_cache_build, "_finish", lambda *arguments: None)
+        with pytest.raises(TeacherCacheError, match="no finished teacher cache"):
+            cached_trainer(tmp_path).train()
+    (tmp_path / "cache" / "kernel.npy").unlink()
+    trainer = cached_trainer(tmp_path)
+    trainer.train()
+    assert all(np.asarray(array).any(1).all() for array in trainer.teacher_cache.arrays.values())
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="posix_fallocate is not there")
+def test_a_disk_that_fills_meanwhile_is_told_and_leaves_no_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(teacher_cache_build.os, "posix_fallocate", full)
+    with pytest.raises(TeacherCacheError, match=r"no room for .*npy .*No space left"):
+        cached_trainer(tmp_path).train()
+    assert not list((tmp_path / "cache").glob("*.npy")) and not list((tmp_path / "cache").glob(".*.npy"))
+    monkeypatch.undo()
+    cached_trainer(tmp_path).train()
+    assert all(path.stat().st_blocks * 512 >= path.stat().st_size for path in (tmp_path / "cache").glob("*.npy"))
+
+
+def test_a_file_where_the_folder_should_be_and_a_place_without_rights(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(TeacherCacheError, match="is a file; --teacher_cache is the name of a folder"):
+        cached_trainer(tmp_path, cache=tmp_path / "file").train()
+    with pytest.raises(TeacherCacheError, match="no teacher cache can be built in"):
+        cached_trainer(tmp_path, cache=tmp_path / "file" / "cache").train()
+
+
+def test_the_same_precision_by_another_name_is_the_same_cache(tmp_path: Path):
+    cached_trainer(tmp_path).train()
+    cached_trainer(tmp_path, cache=tmp_path / "cache", teacher_dtype="float32").train()
+
+
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     full = type("Usage", (), {"free": 100})
     monkeypatch.setattr(teacher_cache_build.shutil, "disk_usage", lambda folder: full)
@@ -177,13 +247,20 @@ def test_what_no_cache_can_serve_is_refused(tmp_path: Path):
 
 
 TWO_PROCESSES = """
+import json
 import sys
 from pathlib import Path
 import torch.distributed as dist
 from hf_kdmri.training import teacher_cache, teacher_cache_build
 from tests.test_teacher_cache import cached_trainer
-teacher_cache.BLOCK = 8
+teacher_cache.BLOCK = teacher_cache_build.BLOCK = 8
+answers, asked = teacher_cache_build._Asking.answers, []
+def answers_counted(asking, rows):
+    asked.append([rows.start, rows.stop])
+    return answers(asking, rows)
+teacher_cache_build._Asking.answers = answers_counted
 cached_trainer(Path(sys.argv[1]), per_device_train_batch_size=4).train()
+Path(sys.argv[1], f"asked-{dist.get_rank()}.json").write_text(json.dumps(asked[1:]))  # after the one for the shapes
 dist.barrier()
 dist.destroy_process_group()
 """
@@ -200,6 +277,8 @@ def test_two_processes_build_one_cache(tmp_path: Path, small_blocks):
         capture_output=True, text=True, cwd=ROOT, timeout=400, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
+    first, second = (json.loads((tmp_path / f"asked-{rank}.json").read_text()) for rank in range(2))
+    assert sorted(first + second) == [[row, row + 8] for row in range(0, 64, 8)] and len(first) == len(second) == 4
     alone = cached_trainer(tmp_path / "alone")
     alone.train()
     for name, array in alone.teacher_cache.arrays.items():

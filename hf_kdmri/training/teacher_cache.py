@@ -32,6 +32,7 @@ MANIFEST = "manifest.json"
 ARRAYS = ("logits", "kernel", "embedding")
 _FORMAT = 2  # 1: asked of teachers whose batch normalisation was not folded, which differ by rounding
 _WAY_OUT = "delete the folder {folder} to build it again"
+_PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _VERSIONED = ("torch", "timm", "numpy")
 
 
@@ -94,7 +95,7 @@ def cache_facts(
         augmentation: how views are drawn; None for the images as they are.
         seed: of the views.
         views_per_image: K.
-        precision: of the teacher's forward, as `DistillationTrainingArguments` names it.
+        precision: of the teacher's forward: its dtype, or what accelerate calls mixed precision ("no", "bf16", "fp16").
     """
     teacher = model.teacher
     if teacher is None:
@@ -113,7 +114,7 @@ def cache_facts(
         "teacher_image_size": teacher.image_size,
         "teacher_normalisation": [list(teacher.pixel_mean), list(teacher.pixel_std)],
         "teacher_scales": len(teacher.stage_channels),
-        "teacher_precision": precision,
+        "teacher_precision": _PRECISIONS.get(precision, precision.removeprefix("torch.")),
         "classes": model.student.labels,
         "images": len(views),
         "image_size": views.size,
@@ -140,14 +141,14 @@ def open_teacher_cache(folder: Path, facts: Mapping[str, Any]) -> TeacherCache:
     """
     if not is_finished(folder):
         raise TeacherCacheError(f"there is no finished teacher cache in {folder}")
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = _read_manifest(folder)
     refuse_other_facts(folder, manifest["facts"], facts)
     arrays = {}
     for name, shape in manifest["arrays"].items():
         path = folder / f"{name}.npy"
         try:
             arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise TeacherCacheError(f"{path} cannot be read ({error}); {_WAY_OUT.format(folder=folder)}") from error
         if list(arrays[name].shape) != shape or arrays[name].dtype != np.float16:
             raise TeacherCacheError(
@@ -163,6 +164,18 @@ def open_teacher_cache(folder: Path, facts: Mapping[str, Any]) -> TeacherCache:
     return TeacherCache(folder, facts["images"], facts["views_per_image"], facts["geometry_grid"], arrays)
 
 
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        views = manifest["facts"]["images"] * manifest["facts"]["views_per_image"]
+        whole = sorted(manifest["arrays"]) == sorted(ARRAYS) and len(manifest["blocks"]) == -(-views // BLOCK)
+    except (ValueError, KeyError, TypeError):  # no JSON, not even text, or other JSON
+        whole = False
+    if not whole:
+        raise TeacherCacheError(f"{folder / MANIFEST} is damaged; {_WAY_OUT.format(folder=folder)}")
+    return manifest
+
+
 def refuse_other_facts(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Compare what a folder's cache was built for with what is asked for.
 
@@ -173,10 +186,10 @@ def refuse_other_facts(folder: Path, there: Mapping[str, Any], now: Mapping[str,
     changed = [name for name in names if there.get(name) != now.get(name)]
     if changed:
         difference = "\n".join(f"  {name}: {there.get(name)} there, {now.get(name)} now" for name in changed)
-        raise TeacherCacheError(
-            f"{folder} holds the teacher cache of something else:\n{difference}\n"
-            "choose another --teacher_cache, or delete that folder"
-        )
+        way_out = "choose another --teacher_cache, or delete that folder"
+        if changed == ["views_per_image"]:
+            way_out += f", or train on its views by --views_per_image {there.get('views_per_image')}"
+        raise TeacherCacheError(f"{folder} holds the teacher cache of something else:\n{difference}\n{way_out}")
 
 
 def block_checksum(arrays: Mapping[str, np.ndarray], block: int) -> int:

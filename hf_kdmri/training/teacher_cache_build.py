@@ -68,10 +68,9 @@ def prepare_teacher_cache(
     """
     asking = _Asking(model, views, augmentation, facts, device, batch_size, precision)
     state = PartialState()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Another run that wants the same cache at the same time waits for this one to build it.
-    lock = FileLock(f"{folder}.lock") if state.is_main_process else nullcontext()
-    with lock:
+    if folder.exists() and not folder.is_dir():
+        raise TeacherCacheError(f"{folder} is a file; --teacher_cache is the name of a folder")
+    with _lock(folder) if state.is_main_process and not is_finished(folder) else nullcontext():
         state.wait_for_everyone()
         if not is_finished(folder):
             # One batch tells the shapes, and so the size, before anything is written.
@@ -87,6 +86,16 @@ def prepare_teacher_cache(
                 _finish(folder, facts, shapes)
             state.wait_for_everyone()
     return open_teacher_cache(folder, facts)
+
+
+def _lock(folder: Path) -> FileLock:
+    """Another run that wants the same cache at the same time waits for this one to build it; readers need none."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        Path(f"{folder}.lock").touch()
+    except OSError as error:
+        raise TeacherCacheError(f"no teacher cache can be built in {folder}: {error}") from error
+    return FileLock(f"{folder}.lock")
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,11 @@ def _start(folder: Path, facts: Mapping[str, Any], shapes: Mapping[str, tuple[in
     folder.mkdir(parents=True, exist_ok=True)
     started = folder / _UNFINISHED
     if started.is_file():
-        refuse_other_facts(folder, json.loads(started.read_text(encoding="utf-8")), facts)
+        try:
+            there = json.loads(started.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise TeacherCacheError(f"{started} is damaged; delete the folder {folder} to build it again") from error
+        refuse_other_facts(folder, there, facts)
     elif any(folder.iterdir()):
         raise TeacherCacheError(f"{folder} is not empty and holds no teacher cache; choose another --teacher_cache")
     if all((folder / f"{name}.npy").is_file() for name in shapes):
@@ -156,11 +169,26 @@ def _start(folder: Path, facts: Mapping[str, Any], shapes: Mapping[str, tuple[in
             f"the teacher cache needs {size / 2**20:.0f} MiB, but {folder} has {free / 2**20:.0f} MiB free; fewer "
             f"--views_per_image (now {facts['views_per_image']}) or a smaller --geometry_grid make it smaller"
         )
+    for log in folder.glob("blocks-*.jsonl"):
+        log.unlink()  # what it says was built went with an array that is gone
     write_whole(started, json.dumps(facts, indent=2) + "\n")
     for name, shape in shapes.items():
         unfinished = folder / f".{name}.npy"
         np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float16, shape=shape).flush()
+        _reserve(unfinished)
         unfinished.replace(folder / f"{name}.npy")
+
+
+def _reserve(path: Path) -> None:
+    """Have the disk set all of a file apart: writing to a mapped hole of it on a full disk would kill the process."""
+    if not hasattr(os, "posix_fallocate"):  # only Linux and some Unixes have it
+        return
+    with open(path, "r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            path.unlink()
+            raise TeacherCacheError(f"the disk has no room for {path.name} in {path.parent}: {error}") from error
 
 
 def _build(folder: Path, asking: _Asking, state: PartialState, progress: bool) -> None:
