@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import dataclasses
+import shutil
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from networks import LABELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_kdmri import DistillationModel, StudentForImageClassification, TeacherForImageClassification
-from hf_kdmri.distillation import LossOptions, kd_loss
+from hf_kdmri.distillation import LossOptions, fused_spatial_similarity_loss, kd_loss
+from hf_kdmri.distillation.model import DistillationOutput
 from hf_kdmri.models import TimmClassifier, prepare_pixels
 from hf_kdmri.training.compiling import check_compiler
 from hf_kdmri.training.options import OptionError
+from hf_kdmri.training.teacher_cache import TeacherCache, kernel_triangle
 
 TEMPERATURE = 4.0
+TOLERANCE = 1e-4  # of a loss in float32
+ROUGH = 3e-2  # where the teacher or the student computes in bfloat16
 COMPILED = "compiled teacher"
 LOGITS_ONLY = LossOptions(geometry_weight=0.0, temperature=TEMPERATURE)
 GEOMETRY = LossOptions(geometry_weight=1.0, temperature=TEMPERATURE)
+CHECKED_GEOMETRY = 30.0  # times that the geometry counts where losses are compared: beside the others it is small
 
 
 @dataclass(frozen=True)
@@ -33,12 +43,12 @@ class Contender:
     Args:
         step: a whole step: forward, backward, optimiser.
         loss: forward alone, in training mode; None where there is no loss to compare.
-        weights: what that loss should be: these times the cross-entropy and T² · KL of the reference.
+        weights: what that loss should be: these times the cross-entropy, T² · KL and geometry of the reference.
     """
 
     step: Callable[[], Any]
     loss: Callable[[], Tensor] | None = None
-    weights: tuple[float, float] = (1.0, 1.0)
+    weights: tuple[float, float, float] = (1.0, 1.0, 0.0)
 
 
 class Pair:
@@ -101,12 +111,14 @@ class Pair:
         return step
 
     @torch.no_grad()
-    def reference(self) -> tuple[float, float]:
-        """Cross-entropy and T² · KL of this project's reference path: float32, plain layout, `kd_loss`."""
+    def reference(self) -> tuple[float, float, float]:
+        """Cross-entropy, T² · KL and geometry by this project's reference path: float32, plain layout."""
         student, teacher = self.student(tuned=False), self.teacher(tuned=False)
-        zs = student(self.pixels(student, tuned=False)).logits
-        zt = teacher(self.pixels(teacher, tuned=False)).logits
-        return F.cross_entropy(zs, self.labels).item(), kd_loss(zs, zt, temperature=TEMPERATURE).item()
+        zs, maps_s = student.stage_features(self.pixels(student, tuned=False))
+        zt, maps_t = teacher.stage_features(self.pixels(teacher, tuned=False))
+        geometry = fused_spatial_similarity_loss(maps_s, maps_t, grid=GEOMETRY.geometry_grid)
+        kl = kd_loss(zs, zt, temperature=TEMPERATURE)
+        return F.cross_entropy(zs, self.labels).item(), kl.item(), geometry.item()
 
     def _placed(self, model: Any, tuned: bool) -> Any:
         if tuned:
@@ -124,7 +136,7 @@ def student_step(pair: Pair, *, channels_last: bool = True) -> Contender:
             logits = student(pixels).logits
         return F.cross_entropy(logits.float(), pair.labels)
 
-    return Contender(pair.train_step(loss, student.parameters()), loss, (1.0, 0.0))
+    return Contender(pair.train_step(loss, student.parameters()), loss, (1.0, 0.0, 0.0))
 
 
 def teacher_forward(pair: Pair, *, channels_last: bool = True) -> Contender:
@@ -164,7 +176,7 @@ def _ask_faster_teacher(model: DistillationModel, *, compiled: bool) -> None:
 
 
 def ours(pair: Pair, options: LossOptions, *, compiled: bool = False, cached: bool = False) -> Contender:
-    """`DistillationModel` as the trainer runs it, on uint8 views; with `cached`, the teacher's answers are there.
+    """`DistillationModel` as the trainer runs it, on uint8 views; with `cached`, the teacher's answers are on disk.
 
     Args:
         pair: teacher, student and views.
@@ -177,22 +189,39 @@ def ours(pair: Pair, options: LossOptions, *, compiled: bool = False, cached: bo
     )
     model.to(pair.device).train()
     _ask_faster_teacher(model, compiled=compiled)
-    targets = None
-    if cached:
-        told = model.ask_teacher(pair.views)
-        targets = {name: value for name, value in asdict(told).items() if name != "stages"}
+    cache = cached_answers(model, pair.views) if cached else None
+
+    def outputs() -> DistillationOutput:
+        targets = None if cache is None else cache.read(options, np.arange(len(pair.views)), 0, pair.device)
+        with pair.student_precision():
+            return model(pair.views, labels=pair.labels, targets=targets)
 
     def loss() -> Tensor:
-        with pair.student_precision():
-            return model(pair.views, labels=pair.labels, targets=targets).loss
+        total = outputs().loss
+        assert total is not None  # there are labels
+        return total
 
-    def logit_part() -> Tensor:
-        with pair.student_precision():
-            terms = model(pair.views, labels=pair.labels, targets=targets).terms
-        return terms["ce"] + terms["logit"]
+    def compared() -> Tensor:
+        terms: dict[str, Tensor] = outputs().terms  # type: ignore[assignment]  # likewise
+        of_geometry = [weights[2] * terms["geometry"]] if weights[2] else []
+        return torch.stack([terms["ce"], terms["logit"], *of_geometry]).sum()
 
+    weights = (1.0, 1.0, CHECKED_GEOMETRY if options.geometry_weight > 0 else 0.0)
     parameters: list[nn.Parameter] = [p for p in model.parameters() if p.requires_grad]
-    return Contender(pair.train_step(loss, parameters), logit_part)
+    return Contender(pair.train_step(loss, parameters), compared, weights)
+
+
+def cached_answers(model: DistillationModel, views: Tensor) -> TeacherCache:
+    """What the teacher says of a batch, as a teacher cache keeps it: half precision, mapped from disk."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    told = model.ask_teacher(views, dataclasses.replace(GEOMETRY, sample_weight=1.0))
+    assert told.kernel is not None and told.embedding is not None
+    values = {"logits": told.logits, "kernel": kernel_triangle(told.kernel), "embedding": told.embedding}
+    for name, value in values.items():
+        np.save(folder / f"{name}.npy", value.float().cpu().numpy().astype(np.float16))
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in values}
+    return TeacherCache(folder, len(views), 1, GEOMETRY.geometry_grid, arrays)
 
 
 OURS: dict[str, Callable[[Pair], Contender]] = {

@@ -2,10 +2,11 @@
 """Minutes of a whole run over five folds, stage by stage, of this version and of others.
 
     git worktree add /tmp/before e7a23d9^    # the version before the memory of a training was kept
-    python benchmarks/end_to_end.py --data_dir DIR --teacher_weights FILE --version old=/tmp/before --json minutes.json
+    python benchmarks/end_to_end.py --data_dir DIR --teacher_weights FILE --version before=/tmp/before
 
 For each version its `train_kd.py` trains teacher, student alone and distilled student on one fold by the same
-configuration, as any user would, but for few epochs; then it tests and reports. What an epoch after the first takes is
+configuration, as any user would, but for few epochs; then it tests and reports. The weights λ of the loss are given to
+all versions as this version has them, since their defaults have changed. What an epoch after the first takes is
 multiplied by the epochs of the configuration; what the first takes longer (start, compiling), and everything that is no
 epoch (reading, testing, reporting), is added once; and all of that is multiplied by the folds. So the minutes of five
 folds are an extrapolation; the measured seconds are in the JSON file. Versions take turns, `--repeats` times.
@@ -14,6 +15,7 @@ folds are an extrapolation; the measured seconds are in the JSON file. Versions 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -27,6 +29,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 from timing import shown, spread
+
+from hf_kdmri.distillation import LossOptions
+from hf_kdmri.distillation.options import TERMS
 
 HERE = Path(__file__).resolve().parent.parent
 STAGES = ("teacher", "baseline", "student")
@@ -92,6 +97,7 @@ def measured(checkout: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         command += ["--output_dir", folder, "--data_dir", arguments.data_dir, "--disable_tqdm", "true"]
         command += ["--num_train_epochs", str(arguments.epochs), "--teacher_num_train_epochs", str(arguments.epochs)]
         command += ["--cpu_threads", str(arguments.threads), "--cache_dir", arguments.cache_dir or f"{folder}/cache"]
+        command += loss_weights(arguments.config)
         if arguments.teacher_weights:
             command += ["--teacher_weights", arguments.teacher_weights]
         if checkout == HERE:
@@ -105,6 +111,14 @@ def measured(checkout: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
         rows = [json.loads(line) for line in (Path(folder) / "history.jsonl").read_text().splitlines()]
     return {"whole": whole, "epochs": {stage: epoch_seconds(rows, stage) for stage in STAGES}}
+
+
+def loss_weights(config: Path) -> list[str]:
+    """The λ of every term that all versions know, as this version reads them from a configuration."""
+    told = yaml.safe_load(config.read_text(encoding="utf-8"))
+    names = [f"{term}_weight" for term in TERMS]
+    defaults = {field.name: field.default for field in dataclasses.fields(LossOptions)}
+    return [word for name in names for word in (f"--{name}", str(told.get(name, defaults[name])))]
 
 
 def epoch_seconds(rows: list[dict[str, Any]], stage: str) -> list[float]:

@@ -49,7 +49,7 @@ def timm_task(pair: Pair, *, features: bool, tuned: bool) -> Contender:
 
     step = pair.train_step(lambda: run()["loss"], task.trainable_module.parameters(), tuned=tuned)
     # Its features are compared by their squared difference, which has no counterpart in the reference.
-    return Contender(step, lambda: run()["task_loss" if features else "loss"], (1.0, 0.0 if features else 1.0))
+    return Contender(step, lambda: run()["task_loss" if features else "loss"], (1.0, 0.0 if features else 1.0, 0.0))
 
 
 def torchdistill_box(pair: Pair, *, tuned: bool) -> Contender:
@@ -91,7 +91,7 @@ def torchdistill_box(pair: Pair, *, tuned: bool) -> Contender:
         with pair.student_precision(tuned=tuned):
             return box.forward_process(pair.pixels(student, tuned=tuned), pair.labels, None)
 
-    return Contender(lambda: box.post_forward_process(loss()), loss, (0.5, 0.5))
+    return Contender(lambda: box.post_forward_process(loss()), loss, (0.5, 0.5, 0.0))
 
 
 class GuideTrainer(Trainer):
@@ -163,7 +163,7 @@ def transformers_guide(pair: Pair, *, tuned: bool) -> Contender:
         with trainer.compute_loss_context_manager():
             return trainer.compute_loss(student, trainer._prepare_inputs(batch()))
 
-    return Contender(step, loss, (0.5, 0.5))
+    return Contender(step, loss, (0.5, 0.5, 0.0))
 
 
 class _Renormalised(nn.Module):

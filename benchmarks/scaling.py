@@ -37,7 +37,7 @@ import torch
 from networks import LABELS, untrained_pair
 from rich.console import Console
 from rich.table import Table
-from timing import circumstances, shown, spread
+from timing import above_zero, circumstances, shown, spread, timm_name
 from torch import distributed
 
 from hf_kdmri import StudentForImageClassification
@@ -131,30 +131,60 @@ def parse_arguments() -> argparse.Namespace:
     """Options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--step_ms", type=float, help="measured step of one GPU, milliseconds")
+    source.add_argument("--step_ms", type=positive, help="measured step of one GPU, milliseconds")
     source.add_argument("--train_step", type=Path, metavar="JSON", help="take it from benchmarks/train_step.py --json")
     source.add_argument("--measure", action="store_true", help="measure one and two processes on this CPU first")
     parser.add_argument("--figure", default="distillation step", help="of that file (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, help="per GPU (default: that file's, else 32)")
-    parser.add_argument("--student", default="mobilenetv4_conv_small", help="timm name, for its gradient's bytes")
-    parser.add_argument("--teacher", default="tf_efficientnet_lite0", help="timm name, for --measure")
-    parser.add_argument("--image_size", type=int, default=96, help="for --measure, pixels (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="of --measure (default: %(default)s)")
-    parser.add_argument("--gradient_bytes", type=int, help="default: 4 per weight of the student")
-    parser.add_argument("--gathered_floats", type=int, default=0, help="per image, see 4 (default: %(default)s)")
-    parser.add_argument("--gpus", type=int, nargs="+", default=list(GPUS), help="default: 1 to 64")
+    parser.add_argument("--batch_size", type=above_zero, help="per GPU (default: that file's, else 32)")
+    parser.add_argument(
+        "--student", type=timm_name, default="mobilenetv4_conv_small", help="timm name, for its gradient's bytes"
+    )
+    parser.add_argument("--teacher", type=timm_name, default="tf_efficientnet_lite0", help="timm name, for --measure")
+    parser.add_argument(
+        "--image_size", type=above_zero, default=96, help="for --measure, pixels (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=above_zero, default=5, help="of --measure (default: %(default)s)")
+    parser.add_argument("--gradient_bytes", type=above_zero, help="default: 4 per weight of the student")
+    parser.add_argument(
+        "--gathered_floats", type=at_least_zero, default=0, help="per image, see 4 (default: %(default)s)"
+    )
+    parser.add_argument("--gpus", type=above_zero, nargs="+", default=list(GPUS), help="default: 1 to 64")
     for field in ("backward_share", "overlap", "jitter", "link_gbytes", "network_gbytes", "link_us", "network_us"):
-        parser.add_argument(f"--{field}", type=float, default=getattr(Assumptions, field), help="default: %(default)s")
-    parser.add_argument("--gpus_per_machine", type=int, default=8, help="default: %(default)s")
+        parser.add_argument(
+            f"--{field}",
+            type=positive if "gbytes" in field else at_least_zero,
+            default=getattr(Assumptions, field),
+            help="default: %(default)s",
+        )
+    parser.add_argument("--gpus_per_machine", type=above_zero, default=8, help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     return parser.parse_args()
+
+
+def at_least_zero(text: str) -> float:
+    """A number that may be 0."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 0")
+    return value
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    if not (value := at_least_zero(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return value
 
 
 def assumptions(arguments: argparse.Namespace, measured: dict[str, Any] | None) -> Assumptions:
     """From flags, a file or the measurement."""
     step_ms, batch_size = arguments.step_ms, arguments.batch_size
     if arguments.train_step is not None:
-        told = json.loads(arguments.train_step.read_text(encoding="utf-8"))
+        try:
+            told = json.loads(arguments.train_step.read_text(encoding="utf-8"))
+            told["figures"], told["settings"]["batch_size"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SystemExit(f"{arguments.train_step} is no JSON file of benchmarks/train_step.py: {error!r}") from None
         if arguments.figure not in told["figures"]:
             raise SystemExit(f"{arguments.train_step} has no figure {arguments.figure!r}, only {list(told['figures'])}")
         step_ms = told["figures"][arguments.figure]["milliseconds"]["median"]

@@ -6,9 +6,11 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib.metadata import version
 from typing import Any
 
+import timm
 import torch
 
 
@@ -32,6 +34,31 @@ def shown(figure: dict[str, float], digits: int = 2) -> str:
     """Of `spread`, for people: the median and, in brackets, the extremes."""
     median, lowest, highest = (f"{figure[name]:.{digits}f}" for name in ("median", "min", "max"))
     return f"{median} ({lowest}–{highest})"
+
+
+def above_zero(text: str) -> int:
+    """An argument that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def timm_name(text: str) -> str:
+    """An argument that names an architecture."""
+    if not timm.is_model(text):
+        near = get_close_matches(text, timm.list_models(), n=3)
+        raise argparse.ArgumentTypeError(
+            f"timm has no {text!r}" + (f"; did you mean {', '.join(near)}?" if near else "")
+        )
+    return text
+
+
+def check_device(parser: argparse.ArgumentParser, device: str) -> None:
+    """End with the parser's error where there is no such device."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f"--device {device}: {str(error).splitlines()[0]}")
 
 
 def circumstances(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:

@@ -30,10 +30,21 @@ from typing import Any
 
 import torch
 from against_peers import run_against_peers
-from contenders import GEOMETRY, Pair, faster_teacher, has_compiler, ours, student_step, teacher_forward
+from contenders import (
+    GEOMETRY,
+    ROUGH,
+    TOLERANCE,
+    Contender,
+    Pair,
+    faster_teacher,
+    has_compiler,
+    ours,
+    student_step,
+    teacher_forward,
+)
 from rich.console import Console
 from rich.table import Table
-from timing import circumstances, seconds, shown, spread
+from timing import above_zero, check_device, circumstances, seconds, shown, spread, timm_name
 
 from hf_kdmri.training.memory import keep_memory
 
@@ -71,12 +82,16 @@ def run_alone(arguments: argparse.Namespace) -> dict[str, Any]:
 def parse_arguments() -> argparse.Namespace:
     """Options, with the pair and sizes of configs/figshare.yaml as defaults."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", default="tf_efficientnet_lite0", help="timm name (default: %(default)s)")
-    parser.add_argument("--student", default="mobilenetv4_conv_small", help="timm name (default: %(default)s)")
-    parser.add_argument("--image_size", type=int, default=192, help="of both, pixels (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=32, help="(default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=9, help="rounds (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch on the CPU (default: all)")
+    parser.add_argument(
+        "--teacher", type=timm_name, default="tf_efficientnet_lite0", help="timm name (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--student", type=timm_name, default="mobilenetv4_conv_small", help="timm name (default: %(default)s)"
+    )
+    parser.add_argument("--image_size", type=above_zero, default=192, help="of both, pixels (default: %(default)s)")
+    parser.add_argument("--batch_size", type=above_zero, default=32, help="(default: %(default)s)")
+    parser.add_argument("--repeats", type=above_zero, default=9, help="rounds (default: %(default)s)")
+    parser.add_argument("--threads", type=above_zero, default=os.cpu_count(), help="of torch on the CPU (default: all)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--bf16", action="store_true", help="student under bfloat16 autocast as well")
     parser.add_argument(
@@ -90,7 +105,9 @@ def parse_arguments() -> argparse.Namespace:
         help="with --peers: leave peak memory out, which takes a process of its own for each",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    check_device(parser, arguments.device)
+    return arguments
 
 
 def build_steps(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
@@ -105,8 +122,25 @@ def build_steps(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         for compiled in (False, True)[: 1 + has_compiler(pair.device)]:
             faster = faster_teacher(pair, compiled=compiled)
             steps[f"{FASTER[compiled]}, {dtype}"] = faster.step
-    steps["distillation step"] = ours(Pair(arguments), GEOMETRY).step
+    pair = Pair(arguments)
+    distillation = ours(pair, GEOMETRY)
+    refuse_other_loss(distillation, pair, arguments)
+    steps["distillation step"] = distillation.step
     return steps
+
+
+def refuse_other_loss(contender: Contender, pair: Pair, arguments: argparse.Namespace) -> None:
+    """Compare the loss of what will be timed with the reference's, before it is.
+
+    Raises:
+        SystemExit: it is further off than rounding explains.
+    """
+    assert contender.loss is not None
+    expected = sum(times * part for times, part in zip(contender.weights, pair.reference(), strict=True))
+    loss = contender.loss().item()
+    rounded = arguments.bf16 or arguments.teacher_dtype != "float32"
+    if abs(loss - expected) > (ROUGH if rounded else TOLERANCE) * expected:
+        raise SystemExit(f"the distillation's loss is {loss:.6f}, the reference's {expected:.6f}: nothing was timed")
 
 
 def pair_in(arguments: argparse.Namespace, *, student: str, teacher: str) -> Pair:

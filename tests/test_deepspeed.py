@@ -15,7 +15,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from hf_kdmri import DistillationModel, StudentForImageClassification, TeacherForImageClassification
+from hf_kdmri import (
+    DistillationModel,
+    DistillationTrainingArguments,
+    StudentForImageClassification,
+    TeacherForImageClassification,
+)
 from hf_kdmri.distillation import LossOptions
 from hf_kdmri.training.deepspeed_runs import keep_weights_in_float32, use_plain_layout
 from tests.conftest import LABELS, ROOT
@@ -112,3 +117,13 @@ def test_bfloat16_under_deepspeed_is_an_autocast_and_fp16_is_refused() -> None:
     assert plugin.deepspeed_config["torch_autocast"]["enabled"] and plugin.deepspeed_config["zero_optimization"]
     with pytest.raises(ValueError, match="fp16 does not work with DeepSpeed"):
         keep_weights_in_float32(SimpleNamespace(deepspeed_plugin=plugin, bf16=False, mixed_precision="fp16"))  # type: ignore[arg-type]
+
+
+def test_what_does_not_go_with_it_is_refused_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for option in ({"ema_decay": 0.9}, {"compile_teacher": True}):
+        with pytest.raises(ValueError, match=next(iter(option))):
+            DistillationTrainingArguments(output_dir=str(tmp_path), deepspeed="zero.json", **option)  # type: ignore[arg-type]
+    if importlib.util.find_spec("deepspeed") is None and not torch.accelerator.is_available():
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+        with pytest.raises(ValueError, match=r"needs a GPU, and there is none; .*DS_ACCELERATOR=cpu"):
+            DistillationTrainingArguments(output_dir=str(tmp_path), deepspeed="zero.json")

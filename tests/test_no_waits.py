@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hf_kdmri.data.augmentation import RandomViews
 from hf_kdmri.data.mixing import mix_views
 from hf_kdmri.distillation import LossOptions
+from hf_kdmri.distillation.options import FEATURE_LOSSES
 from hf_kdmri.models import prepare_pixels
 from tests.tiny import tiny_model, tiny_trainer
 
@@ -108,7 +109,10 @@ LOSSES: list[dict[str, Any]] = [
     {"geometry_difference": "kl"},
     {"sample_weight": 1.0, "sample_loss": "cka"},
     {"exit_weight": 0.5},
-    {"feature_weight": 0.5, "feature_loss": "hint"},
+    {"sample_weight": 1.0, "sample_loss": "similarity_preserving"},
+    {"sample_weight": 1.0, "sample_loss": "rkd"},
+    *({"feature_weight": 0.5, "feature_loss": name} for name in FEATURE_LOSSES),
+    {"geometry_weight": 1.0, "mask_weight": 0.0, "standardize_logits": True},
     {"label_smoothing_factor": 0.1, "distillation_warmup": 0.5},
 ]
 

@@ -51,8 +51,10 @@ def one_of_two(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     # accelerate joins by what torchrun would say
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"} | {k: str(v) for k, v in told.items()})
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=200))
+    os.environ.update({name: str(value) for name, value in told.items()})
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=200)
+    )
     results: dict[str, object] = {}
     for teacher in TEACHERS:
         model = model_with(teacher)
@@ -132,6 +134,11 @@ def test_one_process_has_nothing_to_divide() -> None:
         shard_teacher(tiny_model(), torch.device("cpu"))
     with pytest.raises(ValueError, match="no teacher to shard"):
         shard_teacher(tiny_model(with_teacher=False), torch.device("cpu"))
+
+
+def test_one_process_is_told_so_before_a_teacher_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="start several"):
+        tiny_trainer(tmp_path, tiny_model(with_teacher=False), shard_teacher=True)
 
 
 def test_it_does_not_go_with_a_teacher_cache(tmp_path: Path) -> None:

@@ -25,8 +25,10 @@ def with_unused_weights() -> DistillationModel:
 def one_of_two(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29547"} | {k: str(v) for k, v in told.items()})
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=100))
+    os.environ.update({name: str(value) for name, value in told.items()})
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=100)
+    )
     results: dict[str, object] = {}
     for look in (False, True):
         trainer = tiny_trainer(

@@ -92,8 +92,8 @@ def distillation_terms(
     """Compute every term whose λ is above 0.
 
     Terms between images (sample, and dist on the logits) see the batches of all processes at once; what they need is
-    gathered in one collective. They do not cross
-    the micro-batches of gradient accumulation; and a batch of fewer than 4 images has no such term: it counts 0.
+    gathered in one collective. They do not cross the micro-batches of gradient accumulation; and a batch of fewer than
+    4 images has no such term: it counts 0.
 
     Args:
         options: which terms, and their numbers.

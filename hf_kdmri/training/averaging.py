@@ -39,8 +39,6 @@ class AveragedTrainer(GuardedTrainer):
         self._average: ModelEmaV3 | None = None  # while training
         if not self.args.ema_decay:
             return
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError("ema_decay needs the whole student on every process; leave it out with FSDP or DeepSpeed")
         self.add_callback(_AverageAfterStep(self))
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:

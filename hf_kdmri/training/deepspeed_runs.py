@@ -27,8 +27,10 @@ def check_deepspeed(args: DistillationTrainingArguments) -> None:
 
     Raises:
         ValueError: it is not installed; there is no GPU, and `DS_ACCELERATOR=cpu` does not say that the CPU is meant;
-            or compile_teacher is asked for.
+            or compile_teacher or ema_decay is asked for.
     """
+    if args.ema_decay:
+        raise ValueError("ema_decay needs the whole student on every process; leave it out with DeepSpeed")
     if args.compile_teacher:
         raise ValueError("compile_teacher does not work with DeepSpeed, which holds the weights; leave it out")
     if importlib.util.find_spec("deepspeed") is None:

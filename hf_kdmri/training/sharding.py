@@ -15,6 +15,8 @@ from hf_kdmri.training.data_options import OptionError
 # What the teacher is asked by, beside `forward`: each gathers the weights it needs and lets them go.
 _ASKED_BY = ("forward_intermediates", "forward_head", "forward_features")
 
+_ONE_PROCESS = "shard_teacher divides the teacher among processes, and there is one; start several, or leave it out"
+
 
 def shard_teacher(model: DistillationModel, device: torch.device) -> None:
     """Divide the teacher's weights among the processes of each machine; the student stays whole on each of them.
@@ -38,10 +40,7 @@ def shard_teacher(model: DistillationModel, device: torch.device) -> None:
     if model.teacher is None:
         raise OptionError("there is no teacher to shard; leave shard_teacher out")
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() < 2:
-        raise OptionError(
-            "shard_teacher divides the teacher among processes, and there is one; start several (docs/scale.md), or "
-            "leave it out"
-        )
+        raise OptionError(_ONE_PROCESS)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -67,11 +66,14 @@ def shard_teacher(model: DistillationModel, device: torch.device) -> None:
 def refuse_other_wrappers(args: DistillationTrainingArguments) -> None:
     """Refuse accelerate's FSDP and DeepSpeed's ZeRO-3, which would divide the student with everything else.
 
-    A student has few weights, and is saved from where it is whole; a large teacher is what `shard_teacher` is for.
+    A student has few weights, and is saved from where it is whole; a large teacher is what `shard_teacher` is for. It
+    is refused here already where there is one process, before a teacher is trained that would then be divided.
 
     Raises:
         OptionError: one of them was asked for, by accelerate's configuration or by the arguments.
     """
+    if args.shard_teacher and args.world_size < 2:
+        raise OptionError(_ONE_PROCESS)
     if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise OptionError(
             "accelerate's FSDP would divide the student as well as the teacher, and no whole student could be saved; "
