@@ -34,7 +34,7 @@ class DistillationTrainingArguments(LossOptions, TrainingArguments):
         default=False,
         metadata={
             "help": "Compile the teacher (torch.compile), which pays from about ten epochs on: on a CPU it then takes "
-            "a half to two thirds of the time. Needs a C++ compiler."
+            "some two thirds of the time. Needs a C++ compiler."
         },
     )
     shard_teacher: bool = field(
