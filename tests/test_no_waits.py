@@ -128,6 +128,24 @@ def test_forward_loss_and_backward(tmp_path: Path, losses: dict[str, Any], monke
     assert not waits_of(lambda: trainer.compute_loss(trainer.model, batch).backward())
 
 
+def test_clipping_and_the_optimisers_step(tmp_path: Path):
+    trainer = tiny_trainer(tmp_path, logging_strategy="no", save_strategy="no", eval_strategy="no")
+    optimiser = trainer.create_optimizer()
+    assert trainer.args.optim == "adamw_torch_fused" and optimiser.defaults["fused"]
+    parameters = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+
+    def step() -> None:
+        torch.nn.utils.clip_grad_norm_(parameters, trainer.args.max_grad_norm)
+        optimiser.step()
+        optimiser.zero_grad()
+
+    for look in (False, True):  # the state is made once
+        trainer.model.train()
+        trainer.compute_loss(trainer.model, trainer.train_dataset.__getitems__(range(8))).backward()
+        found = waits_of(step) if look else step()
+    assert not found
+
+
 def test_views_are_drawn_on_the_host_and_applied_without_looking():
     """`torch.from_numpy` looks like a constant here; what it gives goes to the device pinned."""
     views, masks = (

@@ -239,18 +239,22 @@ def test_a_teacher_alone_then_two_students_from_one_cache(tmp_path: Path):
     assert done.returncode == 0, done.stderr[-4000:]
     teacher = tmp_path / "teacher" / "teacher"
     assert f"Teacher: {teacher}" in done.stdout and not (tmp_path / "teacher" / "student").exists()
-    for name, option in (("first", "depths=3"), ("second", "depth=4")):
+    built = set()
+    for name, option in (("wrong", "depths=3"), ("first", "depth=4"), ("second", "depth=3")):
         done = train_kd(
             *shared, "--teacher", str(teacher), "--teacher_cache", str(tmp_path / "said"),
             "--student_model_args", option, "--output_dir", str(tmp_path / name),
         )  # fmt: skip
-        if name == "first":  # this network has no such argument
+        if name == "wrong":  # this network has no such argument
             assert done.returncode != 0 and "test_vit" in done.stderr and "depths" in done.stderr, done.stderr[-2000:]
             continue
         assert done.returncode == 0, done.stderr[-4000:]
-        assert "Teacher cache: " in done.stdout
+        assert ("Teacher cache: " in done.stdout) == (name == "first")  # built once
+        built.add((tmp_path / "said" / "manifest.json").stat().st_mtime_ns)
         student = StudentForImageClassification.from_pretrained(tmp_path / name / "student")
-        assert len(student.timm_model.blocks) == 4 and student.config.model_args["depth"] == 4
+        depth = int(option.removeprefix("depth="))
+        assert len(student.timm_model.blocks) == depth == student.config.model_args["depth"]
+    assert len(built) == 1
 
 
 @pytest.mark.slow
