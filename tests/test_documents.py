@@ -13,6 +13,11 @@ import yaml
 import hf_kdmri
 from tests.conftest import ROOT
 
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    import tomli as tomllib  # type: ignore[no-redef]
+
 
 def pages() -> list[Path]:
     found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
@@ -88,3 +93,18 @@ def test_make_targets_of_contributing_exist() -> None:
     for target in sorted(named):
         done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+def test_extras_that_are_named_are_there() -> None:
+    extras = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    )
+    sources = [*pages(), *(ROOT / "configs").rglob("*.yaml")]
+    sources += [path for part in ("hf_kdmri", "tests", "benchmarks", "space") for path in (ROOT / part).rglob("*.py")]
+    named = {
+        (path.relative_to(ROOT).as_posix(), extra)
+        for path in sources
+        for group in re.findall(r"hf_kdmri\[([a-z, ]+)\]", path.read_text(encoding="utf-8"))
+        for extra in re.split(r", *", group)
+    }
+    assert len(named) > 5 and not [place for place in sorted(named) if place[1] not in project["optional-dependencies"]]

@@ -9,12 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_kdmri import StudentForImageClassification
-from tests.conftest import LABELS
-
-pytest.importorskip("captum", reason="saliency maps need captum, of the extra `saliency`")
-
 from hf_kdmri.evaluation.saliency.maps import saliency_layer, saliency_maps
 from hf_kdmri.evaluation.saliency.scores import saliency_scores
+from tests.conftest import LABELS
 
 SMALL_SWIN = {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 2)}
 # architecture, its further arguments, image size, the layer expected at the last stage

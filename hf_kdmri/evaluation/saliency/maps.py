@@ -158,7 +158,6 @@ def saliency_maps(
     Raises:
         ValueError: the model is in training mode, an unknown method or stage, a target of another shape or out of
             range, a layer from which no position reaches the logits, or one whose HiResCAM would be rounding errors.
-        ModuleNotFoundError: captum is not installed.
 
     Example:
         >>> from hf_kdmri import StudentForImageClassification
@@ -176,10 +175,7 @@ def saliency_maps(
     if pixel_values.ndim != 4 or not len(pixel_values):
         raise ValueError(f"pixel_values have shape {tuple(pixel_values.shape)}; expected (B, 3, H, W), B at least 1")
     target = _checked_target(target, len(pixel_values), len(model.labels))
-    try:
-        from captum.attr import LayerGradCam, LayerGradientXActivation
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("saliency maps need captum; pip install 'hf_kdmri[saliency]'") from error
+    from captum.attr import LayerGradCam, LayerGradientXActivation  # takes a second, which not every import should
 
     layer = saliency_layer(model, pixel_values, stage=stage)
     logger.info("%s of %s at %s", method, model.config.architecture, layer)
