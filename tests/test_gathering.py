@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from hf_kdmri.distillation.kernels import cka_loss, gromov_wasserstein_loss
 from hf_kdmri.distillation.logits import dist_loss, dkd_loss
 from hf_kdmri.distillation.samples import rkd_angle_loss, rkd_distance_loss, similarity_preserving_loss
 from tests.tiny import tiny_model, tiny_views
+from tests.two_processes import results_of_two
 
 BATCH = 32
 LOSSES = {
@@ -93,11 +93,7 @@ def collectives_of_a_step(rank: int, equal: bool) -> dict[str, int]:
     return {key.removeprefix("c10d::"): count for key, count in counts.items()}
 
 
-def one_of_two(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=120)
-    )
+def one_of_two(rank: int, folder: Path) -> dict[tuple[str, str] | str, object]:
     student, *batch = whole_batch()
     model = DistributedDataParallel(student)
     results: dict[tuple[str, str] | str, object] = {}
@@ -108,15 +104,12 @@ def one_of_two(rank: int, folder: str) -> None:
         results[division, "rows"] = [gather_with_gradient(mine[2])]
         results[division, "together"] = gathered_together(student, rows[rank], *batch)
     results["collectives"] = {equal: collectives_of_a_step(rank, equal) for equal in (False, True)}
-    torch.save(results, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    folder: Path = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(one_of_two, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return results_of_two(one_of_two, tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.two_process

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_kdmri import DistillationModel, StudentForImageClassification, TeacherForImageClassification
@@ -17,6 +14,7 @@ from hf_kdmri.training.arguments import DistillationTrainingArguments
 from hf_kdmri.training.sharding import shard_teacher, teacher_bytes
 from tests.conftest import LABELS
 from tests.tiny import tiny_model, tiny_trainer
+from tests.two_processes import results_of_two
 
 TEACHERS = ("test_vit", "test_convnext", "test_resnet", "test_efficientnet")
 
@@ -47,14 +45,7 @@ def loss_and_gradients(model: torch.nn.Module, student: torch.nn.Module, rank: i
     return results
 
 
-def one_of_two(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    # accelerate joins by what torchrun would say
-    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    os.environ.update({name: str(value) for name, value in told.items()})
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=200)
-    )
+def one_of_two(rank: int, folder: Path) -> dict[str, object]:
     results: dict[str, object] = {}
     for teacher in TEACHERS:
         model = model_with(teacher)
@@ -73,22 +64,19 @@ def one_of_two(rank: int, folder: str) -> None:
     trainers = {}
     for sharded in (False, True):
         trainer = tiny_trainer(
-            Path(folder) / f"run-{sharded}", tiny_model(), shard_teacher=sharded, max_steps=3, geometry_weight=1.0
+            folder / f"run-{sharded}", tiny_model(), shard_teacher=sharded, max_steps=3, geometry_weight=1.0
         )
         trainer.train()
         trainers[sharded] = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     results["trainers"] = trainers
-    loader = tiny_trainer(Path(folder) / "rows").get_train_dataloader()
+    loader = tiny_trainer(folder / "rows").get_train_dataloader()
     results["rows"] = [batch["index"].tolist() for batch in loader]
-    torch.save(results, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("sharded")
-    torch.multiprocessing.spawn(one_of_two, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return results_of_two(one_of_two, tmp_path_factory.mktemp("sharded"))
 
 
 @pytest.mark.slow

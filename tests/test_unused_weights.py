@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import time
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed
 
 from hf_kdmri import DistillationModel
 from hf_kdmri.training.guard import UnusedWeightsError
 from tests.tiny import tiny_model, tiny_trainer
+from tests.two_processes import results_of_two
 
 
 def with_unused_weights() -> DistillationModel:
@@ -22,34 +19,23 @@ def with_unused_weights() -> DistillationModel:
     return model
 
 
-def one_of_two(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    os.environ.update({name: str(value) for name, value in told.items()})
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=100)
-    )
+def one_of_two(rank: int, folder: Path) -> dict[str, object]:
     results: dict[str, object] = {}
     for look in (False, True):
         trainer = tiny_trainer(
-            Path(folder) / f"run-{look}", with_unused_weights(), max_steps=3, ddp_find_unused_parameters=look
+            folder / f"run-{look}", with_unused_weights(), max_steps=3, ddp_find_unused_parameters=look
         )
         try:
             results[str(look)] = trainer.train().global_step
         except UnusedWeightsError as error:
             results[str(look)] = str(error)
-    torch.save(results, f"{folder}/{rank}.pt")
-    distributed.barrier()
-    time.sleep(0.5)  # or the first to end closes the other's connections
-    distributed.destroy_process_group()
+    return results
 
 
 @pytest.mark.slow
 @pytest.mark.two_process
 def test_two_processes_refuse_them_unless_they_are_looked_for(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
-    for rank in range(2):
-        results = torch.load(tmp_path / f"{rank}.pt")
+    for results in results_of_two(one_of_two, tmp_path):
         assert "student.spare.weight, student.spare.bias" in results["False"]
         assert "--ddp_find_unused_parameters true" in results["False"]
         assert results["True"] == 3
