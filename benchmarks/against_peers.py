@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from contenders import COMPILED, OURS, ROUGH, TOLERANCE, has_compiler
+from contenders import COMPILED, OURS, ROUGH, TOLERANCE, has_compiler, is_rounded, off_by
 from peers import DOCUMENTED, KEEPING, TUNED, find_peers
 from rich.console import Console
 from rich.table import Table
@@ -95,19 +95,19 @@ def compare_losses(
         SystemExit: one is further off than rounding explains.
     """
     rows, wrong = {}, []
-    rounded = arguments.bf16 or arguments.teacher_dtype != "float32"
     for name, worker in holder.items():
         answer = worker.ask("loss", name)
         if answer is None:
             continue
         loss, weights = answer
-        expected = sum(weight * part for weight, part in zip(weights, reference, strict=True))
-        difference = abs(loss - expected) / expected
+        expected, difference = off_by(loss, weights, reference)
         rows[name] = {
             "cross_entropy_times": weights[0], "kl_times": weights[1], "geometry_times": weights[2],
             "loss": loss, "reference": expected, "relative_difference": difference,
         }  # fmt: skip
-        rough = (rounded and not name.endswith(DOCUMENTED)) or name.endswith("cached")  # kept in half precision
+        rough = (is_rounded(arguments) and not name.endswith(DOCUMENTED)) or name.endswith(
+            "cached"
+        )  # kept in half precision
         if difference > (ROUGH if rough else TOLERANCE):
             wrong.append(f"{name}: {loss:.6f} instead of {expected:.6f}")
     if wrong:

@@ -7,7 +7,7 @@ import atexit
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from hf_kdmri.distillation.model import DistillationOutput
 from hf_kdmri.models import TimmClassifier, prepare_pixels
 from hf_kdmri.training.compiling import check_compiler
 from hf_kdmri.training.options import OptionError
-from hf_kdmri.training.teacher_cache import TeacherCache, kernel_triangle
+from hf_kdmri.training.teacher_cache import ARRAYS, TeacherCache, kept_targets
 
 TEMPERATURE = 4.0
 TOLERANCE = 1e-4  # of a loss in float32
@@ -49,6 +49,17 @@ class Contender:
     step: Callable[[], Any]
     loss: Callable[[], Tensor] | None = None
     weights: tuple[float, float, float] = (1.0, 1.0, 0.0)
+
+
+def off_by(loss: float, weights: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:
+    """What a contender's loss should be, and how far it is off, as a share of that."""
+    expected = sum(times * part for times, part in zip(weights, reference, strict=True))
+    return expected, abs(loss - expected) / expected
+
+
+def is_rounded(arguments: argparse.Namespace) -> bool:
+    """Whether teacher or student computes in bfloat16."""
+    return arguments.bf16 or arguments.teacher_dtype != "float32"
 
 
 class Pair:
@@ -215,12 +226,9 @@ def cached_answers(model: DistillationModel, views: Tensor) -> TeacherCache:
     """What the teacher says of a batch, as a teacher cache keeps it: half precision, mapped from disk."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    told = model.ask_teacher(views, dataclasses.replace(GEOMETRY, sample_weight=1.0))
-    assert told.kernel is not None and told.embedding is not None
-    values = {"logits": told.logits, "kernel": kernel_triangle(told.kernel), "embedding": told.embedding}
-    for name, value in values.items():
-        np.save(folder / f"{name}.npy", value.float().cpu().numpy().astype(np.float16))
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in values}
+    for name, value in kept_targets(model.ask_teacher(views, dataclasses.replace(GEOMETRY, sample_weight=1.0))).items():
+        np.save(folder / f"{name}.npy", value)
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
     return TeacherCache(folder, len(views), 1, GEOMETRY.geometry_grid, arrays)
 
 

@@ -37,7 +37,7 @@ import torch
 from networks import LABELS, untrained_pair
 from rich.console import Console
 from rich.table import Table
-from timing import above_zero, circumstances, shown, spread, timm_name
+from timing import above_zero, circumstances, counted, shown, spread, timm_name
 from torch import distributed
 
 from hf_kdmri import StudentForImageClassification
@@ -145,9 +145,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=above_zero, default=5, help="of --measure (default: %(default)s)")
     parser.add_argument("--gradient_bytes", type=above_zero, help="default: 4 per weight of the student")
-    parser.add_argument(
-        "--gathered_floats", type=at_least_zero, default=0, help="per image, see 4 (default: %(default)s)"
-    )
+    parser.add_argument("--gathered_floats", type=counted, default=0, help="per image, see 4 (default: %(default)s)")
     parser.add_argument("--gpus", type=above_zero, nargs="+", default=list(GPUS), help="default: 1 to 64")
     for field in ("backward_share", "overlap", "jitter", "link_gbytes", "network_gbytes", "link_us", "network_us"):
         parser.add_argument(

@@ -43,6 +43,13 @@ def above_zero(text: str) -> int:
     return int(text)
 
 
+def counted(text: str) -> int:
+    """An argument that counts something, of which there may be none."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
+    return int(text)
+
+
 def timm_name(text: str) -> str:
     """An argument that names an architecture."""
     if not timm.is_model(text):

@@ -38,6 +38,8 @@ from contenders import (
     Pair,
     faster_teacher,
     has_compiler,
+    is_rounded,
+    off_by,
     ours,
     student_step,
     teacher_forward,
@@ -136,10 +138,9 @@ def refuse_other_loss(contender: Contender, pair: Pair, arguments: argparse.Name
         SystemExit: it is further off than rounding explains.
     """
     assert contender.loss is not None
-    expected = sum(times * part for times, part in zip(contender.weights, pair.reference(), strict=True))
     loss = contender.loss().item()
-    rounded = arguments.bf16 or arguments.teacher_dtype != "float32"
-    if abs(loss - expected) > (ROUGH if rounded else TOLERANCE) * expected:
+    expected, difference = off_by(loss, contender.weights, pair.reference())
+    if difference > (ROUGH if is_rounded(arguments) else TOLERANCE):
         raise SystemExit(f"the distillation's loss is {loss:.6f}, the reference's {expected:.6f}: nothing was timed")
 
 

@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    import tomli as tomllib  # type: ignore[no-redef]
+
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = ["meningioma", "glioma", "pituitary"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 # Nothing in the tests may reach for the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

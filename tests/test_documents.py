@@ -11,12 +11,7 @@ import pytest
 import yaml
 
 import hf_kdmri
-from tests.conftest import ROOT
-
-try:
-    import tomllib
-except ImportError:  # Python 3.10
-    import tomli as tomllib  # type: ignore[no-redef]
+from tests.conftest import PROJECT, ROOT
 
 
 def pages() -> list[Path]:
@@ -96,9 +91,7 @@ def test_make_targets_of_contributing_exist() -> None:
 
 
 def test_extras_that_are_named_are_there() -> None:
-    extras = set(
-        tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    )
+    extras = PROJECT["optional-dependencies"]
     sources = [*pages(), *(ROOT / "configs").rglob("*.yaml")]
     sources += [path for part in ("hf_kdmri", "tests", "benchmarks", "space") for path in (ROOT / part).rglob("*.py")]
     named = {

@@ -112,7 +112,7 @@ LOSSES: list[dict[str, Any]] = [
     {"sample_weight": 1.0, "sample_loss": "similarity_preserving"},
     {"sample_weight": 1.0, "sample_loss": "rkd"},
     *({"feature_weight": 0.5, "feature_loss": name} for name in FEATURE_LOSSES),
-    {"geometry_weight": 1.0, "mask_weight": 0.0, "standardize_logits": True},
+    {"geometry_weight": 1.0, "standardize_logits": True},
     {"label_smoothing_factor": 0.1, "distillation_warmup": 0.5},
 ]
 

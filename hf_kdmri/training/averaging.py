@@ -37,9 +37,8 @@ class AveragedTrainer(GuardedTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._average: ModelEmaV3 | None = None  # while training
-        if not self.args.ema_decay:
-            return
-        self.add_callback(_AverageAfterStep(self))
+        if self.args.ema_decay:
+            self.add_callback(_AverageAfterStep(self))
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as `GuardedTrainer.train` does; the student is the average at the end."""

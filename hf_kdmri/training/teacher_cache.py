@@ -25,13 +25,13 @@ import hf_kdmri
 from hf_kdmri.data.augmentation import RandomViews
 from hf_kdmri.data.transfer import send
 from hf_kdmri.data.views import ViewDataset
-from hf_kdmri.distillation import DistillationModel, LossOptions
+from hf_kdmri.distillation import DistillationModel, LossOptions, TeacherTargets
 
 BLOCK = 256  # views that are built, checked and resumed as one
 MANIFEST = "manifest.json"
 ARRAYS = ("logits", "kernel", "embedding")
 _FORMAT = 2  # 1: asked of teachers whose batch normalisation was not folded, which differ by rounding
-_WAY_OUT = "delete the folder {folder} to build it again"
+WAY_OUT = "delete the folder {folder} to build it again"
 _PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _VERSIONED = ("torch", "timm", "numpy")
 
@@ -149,17 +149,17 @@ def open_teacher_cache(folder: Path, facts: Mapping[str, Any]) -> TeacherCache:
         try:
             arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise TeacherCacheError(f"{path} cannot be read ({error}); {_WAY_OUT.format(folder=folder)}") from error
+            raise TeacherCacheError(f"{path} cannot be read ({error}); {WAY_OUT.format(folder=folder)}") from error
         if list(arrays[name].shape) != shape or arrays[name].dtype != np.float16:
             raise TeacherCacheError(
                 f"{path} is {arrays[name].dtype} {arrays[name].shape}, the manifest says float16 {shape}; "
-                f"{_WAY_OUT.format(folder=folder)}"
+                f"{WAY_OUT.format(folder=folder)}"
             )
     for block, checksum in enumerate(manifest["blocks"]):
         if block_checksum(arrays, block) != checksum:
             raise TeacherCacheError(
                 f"views {block * BLOCK} to {(block + 1) * BLOCK - 1} of the teacher cache in {folder} are damaged: "
-                f"their checksum is not the manifest's; {_WAY_OUT.format(folder=folder)}"
+                f"their checksum is not the manifest's; {WAY_OUT.format(folder=folder)}"
             )
     return TeacherCache(folder, facts["images"], facts["views_per_image"], facts["geometry_grid"], arrays)
 
@@ -172,7 +172,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):  # no JSON, not even text, or other JSON
         whole = False
     if not whole:
-        raise TeacherCacheError(f"{folder / MANIFEST} is damaged; {_WAY_OUT.format(folder=folder)}")
+        raise TeacherCacheError(f"{folder / MANIFEST} is damaged; {WAY_OUT.format(folder=folder)}")
     return manifest
 
 
@@ -201,10 +201,12 @@ def block_checksum(arrays: Mapping[str, np.ndarray], block: int) -> int:
     return checksum
 
 
-def kernel_triangle(kernel: Tensor) -> Tensor:
-    """Kernels (B, P, P) to their upper triangles (B, P (P + 1) / 2)."""
-    rows, columns = torch.triu_indices(kernel.shape[-1], kernel.shape[-1], device=kernel.device)
-    return kernel[:, rows, columns]
+def kept_targets(told: TeacherTargets) -> dict[str, np.ndarray]:
+    """What is kept of a teacher's answers about some views: `ARRAYS`, float16, infinite where that cannot hold them."""
+    assert told.kernel is not None and told.embedding is not None
+    rows, columns = torch.triu_indices(told.kernel.shape[-1], told.kernel.shape[-1], device=told.kernel.device)
+    values = (told.logits, told.kernel[:, rows, columns], told.embedding)
+    return {name: value.float().cpu().numpy().astype(np.float16) for name, value in zip(ARRAYS, values, strict=True)}
 
 
 def _whole_kernel(triangle: Tensor, positions: int) -> Tensor:

@@ -20,16 +20,17 @@ from tqdm.auto import tqdm
 
 from hf_kdmri.data.augmentation import RandomViews
 from hf_kdmri.data.views import ViewDataset
-from hf_kdmri.distillation import DistillationModel, TeacherTargets
+from hf_kdmri.distillation import DistillationModel
 from hf_kdmri.training.teacher_cache import (
     ARRAYS,
     BLOCK,
     MANIFEST,
+    WAY_OUT,
     TeacherCache,
     TeacherCacheError,
     block_checksum,
     is_finished,
-    kernel_triangle,
+    kept_targets,
     open_teacher_cache,
     refuse_other_facts,
 )
@@ -124,20 +125,15 @@ class _Asking:
         options = dataclasses.replace(
             self.model.loss_options, geometry_weight=1.0, sample_weight=1.0, feature_weight=0.0
         )
-        parts: list[TeacherTargets] = []
+        parts = []
         for view, index in _by_view(rows, self.facts["images"]):
             batch = self.views.__getitems__(index)
             pixels = batch["pixel_values"].to(self.device)
             if self.augmentation is not None:
                 pixels = self.augmentation(pixels, batch["index"], seed=self.facts["views_seed"], epoch=view)
             with self.precision():
-                parts.append(self.model.ask_teacher(pixels, options))
-        joined = {
-            "logits": torch.cat([part.logits for part in parts]),
-            "kernel": torch.cat([kernel_triangle(part.kernel) for part in parts if part.kernel is not None]),
-            "embedding": torch.cat([part.embedding for part in parts if part.embedding is not None]),
-        }
-        halves = {name: value.float().cpu().numpy().astype(np.float16) for name, value in joined.items()}
+                parts.append(kept_targets(self.model.ask_teacher(pixels, options)))
+        halves = {name: np.concatenate([part[name] for part in parts]) for name in ARRAYS}
         for name, half in halves.items():
             if not np.isfinite(half).all():
                 raise TeacherCacheError(
@@ -154,7 +150,7 @@ def _start(folder: Path, facts: Mapping[str, Any], shapes: Mapping[str, tuple[in
         try:
             there = json.loads(started.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise TeacherCacheError(f"{started} is damaged; delete the folder {folder} to build it again") from error
+            raise TeacherCacheError(f"{started} is damaged; {WAY_OUT.format(folder=folder)}") from error
         refuse_other_facts(folder, there, facts)
     elif any(folder.iterdir()):
         raise TeacherCacheError(f"{folder} is not empty and holds no teacher cache; choose another --teacher_cache")
