@@ -30,10 +30,12 @@ Which part of the method helps, on the real slices (re-encoded to 8 bits), split
 `configs/ablation/pairs`, the losses `configs/ablation/losses`: schedules are short and students small, so that many
 losses fit on two cores; compare the lines with each other, not with other work.
 
-How to read it: scores are of the **test** patients of the folds named, at the last epoch; nothing was chosen on them. ±
+How to read it: scores are of the **test** patients of the folds named, at the last epoch. Nothing was chosen by them
+before they were there; the variant of the fusion that RESULTS.md tries with another student was chosen by them. ±
 is the standard deviation over folds. Differences are to the student without a teacher on the same folds, before
-averaging. The last column is the first epoch whose validation accuracy reached the best of the student without a
-teacher, fold by fold. A fold has 41 or 42 test patients: a few points between lines are within what chance does.
+averaging. Methods with more folds than the others have a second line, to compare with theirs. The last column is the
+first epoch whose validation accuracy reached the best of the student without a teacher, fold by fold. A fold has 41 or
+42 test patients: a few points between lines are within what chance does.
 """
 
 
@@ -74,24 +76,32 @@ def _pair_table(rows: Sequence[Mapping[str, Any]]) -> str:
         "| epochs to no teacher's best |",
         "| :-- | :-- | --: | --: | --: | --: | --: |",
     ]
+    by_method = {method: [row for row in rows if row["method"] == method] for method in TITLES}
+    of_all = set.intersection(*({row["fold"] for row in mine} for mine in by_method.values() if mine))
     for method, title in TITLES.items():
-        mine = [row for row in rows if row["method"] == method]
-        if not mine:
-            continue
-        paired = [(row, alone[row["fold"], row["seed"]]) for row in mine if (row["fold"], row["seed"]) in alone]
-        differences = [row["accuracy"] - base["accuracy"] for row, base in paired]
-        epochs = [_epochs_to(row, max(base["validation_accuracy"])) for row, base in paired]
-        cells = [
-            title,
-            ", ".join(str(row["fold"]) for row in mine),
-            _spread([row["accuracy"] for row in mine]),
-            "" if method == "alone" or not differences else _spread(differences, signed=True),
-            _spread([row["macro_f1"] for row in mine]),
-            _spread([row["patient_accuracy"] for row in mine]),
-            ", ".join("never" if epoch is None else str(epoch) for epoch in epochs),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        mine = by_method[method]
+        if mine:
+            lines.append(_line(title, mine, alone))
+        if {row["fold"] for row in mine} > of_all:
+            lines.append(_line("… the same", [row for row in mine if row["fold"] in of_all], alone))
     return "\n".join(lines) + "\n"
+
+
+def _line(title: str, mine: Sequence[Mapping[str, Any]], alone: Mapping[tuple[int, int], Mapping[str, Any]]) -> str:
+    """One method on some folds, beside the student without a teacher on the same ones."""
+    paired = [(row, alone[row["fold"], row["seed"]]) for row in mine if (row["fold"], row["seed"]) in alone]
+    differences = [row["accuracy"] - base["accuracy"] for row, base in paired]
+    epochs = [_epochs_to(row, max(base["validation_accuracy"])) for row, base in paired]
+    cells = [
+        title,
+        ", ".join(str(row["fold"]) for row in mine),
+        _spread([row["accuracy"] for row in mine]),
+        "" if mine[0]["method"] == "alone" or not differences else _spread(differences, signed=True),
+        _spread([row["macro_f1"] for row in mine]),
+        _spread([row["patient_accuracy"] for row in mine]),
+        ", ".join("never" if epoch is None else str(epoch) for epoch in epochs),
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def _epochs_to(row: Mapping[str, Any], accuracy: float) -> int | None:

@@ -40,10 +40,9 @@ def main() -> None:
     parser.add_argument("plan", type=Path, help="its plan")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     arguments = parser.parse_args()
-    arguments.split = "test"
     told: dict[str, Any] = {}
     for entry in yaml.safe_load(arguments.plan.read_text(encoding="utf-8"))["runs"]:
-        if samples := seeds_of(entry, arguments):
+        if samples := seeds_of(entry, arguments.runs, "test"):
             told[short(entry["name"])] = compared(samples)
     if not told:
         sys.exit(f"{arguments.runs}: no run of {arguments.plan} has predicted the test slices of all its folds")

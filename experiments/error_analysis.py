@@ -32,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="folder that many_runs.py wrote")
     parser.add_argument("--entry", default="alone", help="of the plan, without fold and seed (default: %(default)s)")
+    parser.add_argument("--split", default="patient_groups", help="of the plan (default: %(default)s)")
     parser.add_argument("--data_dir", help="folder with the published zips (default: download)")
     parser.add_argument("--cache_dir", help="where prepared slices are kept")
     parser.add_argument("--patients", type=int, default=8, help="in the figure (default: %(default)s)")
@@ -71,7 +72,9 @@ def read(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         if not files:
             raise SystemExit(f"no predictions of {arguments.entry} for fold {fold} in {arguments.runs}")
         seeds = [dict(np.load(file)) for file in files]
-        test = load_slices(data_dir=arguments.data_dir, cache_dir=arguments.cache_dir, fold=fold)["test"]
+        test = load_slices(
+            data_dir=arguments.data_dir, cache_dir=arguments.cache_dir, split=arguments.split, fold=fold
+        )["test"]
         assert list(test["slice"]) == seeds[0]["test slice"].tolist()
         predicted = np.stack([seed["test clean"].argmax(1) for seed in seeds])
         for place, row in enumerate(test.remove_columns("image")):

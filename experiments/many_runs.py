@@ -12,13 +12,15 @@ slices as well. Runs are begun in the order of the plan; what is finished is not
 from the teachers of the last. What was broken off begins anew, or at its last checkpoint if the plan has any written
 (`save_strategy`). The command may be given again while it runs, for other runs of the same plan or with more jobs.
 
-For each run `RUNS/NAME` holds the model and its history, `RUNS/NAME.npz` the predictions.
+For each run `RUNS/NAME` holds the model, its history and the code and versions that made it, `RUNS/NAME.npz` the
+predictions.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import multiprocessing
 import os
 import subprocess
@@ -43,11 +45,14 @@ from hf_kdmri import TeacherForImageClassification
 from hf_kdmri.data.loading import load_slices
 from hf_kdmri.data.views import prepare_views
 from hf_kdmri.models import TimmClassifier, prepare_pixels
+from hf_kdmri.training.environment import describe_environment
 from hf_kdmri.training.inputs import RunData, prepare_data, training_views, views_of
 from hf_kdmri.training.options import RunOptions, parse_options
 from hf_kdmri.training.run_folder import RunFolder
 from hf_kdmri.training.stages import build_student, build_teacher, train_stage
+from hf_kdmri.whole_files import write_whole
 
+MADE_BY = "made_by.json"  # code, versions and machine, in a run's folder
 _FORK = multiprocessing.get_context("fork")  # all that is imported is there at once
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
@@ -227,6 +232,7 @@ def one_run(run: dict[str, Any], arguments: argparse.Namespace) -> str:
         if run.get("split") == "all":
             data = with_test_slices(data)
         model = trained(stage, run, options, data, folder, state, arguments.out)
+        write_whole(folder.path / MADE_BY, json.dumps(describe_environment(), indent=1) + "\n")
     model.to(options.training.device).eval()  # type: ignore[arg-type]  # transformers wraps it without `self`
     kept: dict[str, np.ndarray] = {}
     for split in ("validation", "test") if run["test"] and run.get("split") != "all" else ("validation",):

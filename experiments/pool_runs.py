@@ -14,12 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from many_runs import planned
+from many_runs import MADE_BY, planned
 from sklearn.metrics import balanced_accuracy_score
 
 from hf_kdmri.data.mat_file import LABEL_NAMES as LABELS
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, help="folder that many_runs.py wrote")
     parser.add_argument("plan", type=Path, help="its plan")
     parser.add_argument("--split", choices=["validation", "test"], default="validation", help="(default: %(default)s)")
+    parser.add_argument("--folds", nargs="+", type=int, help="these alone, for a plan of which not all was done")
     parser.add_argument("--against", nargs="+", default=[], metavar="A:B", help="differences A minus B, by plan names")
     parser.add_argument(
         "--ensemble",
@@ -61,7 +63,7 @@ def main() -> None:
     pooled: dict[str, list[Sample]] = {}
     drawn: dict[str, Draws] = {}
     for entry in yaml.safe_load(arguments.plan.read_text(encoding="utf-8"))["runs"]:
-        samples = seeds_of(entry, arguments)
+        samples = seeds_of(entry, arguments.runs, arguments.split, arguments.folds)
         if not samples:
             continue
         name = short(entry["name"])
@@ -86,11 +88,13 @@ def main() -> None:
 
 
 def history(run: Path) -> dict[str, Any]:
-    """A run's epochs so far, its seconds and its validation accuracy after each epoch; empty where it never began."""
+    """A run's epochs, seconds, code and validation accuracy after each epoch so far; empty where it never began."""
     validated = [row for row in RunFolder(run).read_history() if "eval_accuracy" in row]
     if not validated:
         return {}
+    made_by = run / MADE_BY
     return {
+        "code": json.loads(made_by.read_text(encoding="utf-8"))["code"] if made_by.is_file() else None,
         "epochs": validated[-1]["epoch"],
         "seconds": round(validated[-1]["seconds"], 1),
         "validation_accuracy": [round(row["eval_accuracy"], 4) for row in validated],
@@ -103,29 +107,29 @@ def short(name: str) -> str:
     return name.replace("-f{fold}", "").replace("-s{seed}", "")
 
 
-def seeds_of(entry: dict[str, Any], arguments: argparse.Namespace) -> list[Sample]:
-    """One pooled sample for each seed whose folds are all there."""
+def seeds_of(entry: dict[str, Any], runs: Path, split: str, only: Sequence[int] | None = None) -> list[Sample]:
+    """One pooled sample for each seed whose folds are all there; of the folds `only`, if given."""
     samples = []
+    folds = [fold for fold in entry.get("folds", [0]) if only is None or fold in only]
     for seed in entry.get("seeds", [42]):
-        names = [entry["name"].format(fold=fold, seed=seed) for fold in entry.get("folds", [0])]
-        files = [arguments.runs / f"{name}.npz" for name in names]
-        parts = [dict(np.load(file)) for file in files if file.is_file()]
-        if len(parts) < len(names) or any(f"{arguments.split} label" not in part for part in parts):
-            continue
-        samples.append(pool(parts, arguments.split))
+        files = [runs / f"{entry['name'].format(fold=fold, seed=seed)}.npz" for fold in folds]
+        parts = {fold: dict(np.load(file)) for fold, file in zip(folds, files, strict=True) if file.is_file()}
+        if len(parts) == len(folds) > 0 and all(f"{split} label" in part for part in parts.values()):
+            samples.append(pool(parts, split))
     return samples
 
 
-def pool(parts: list[Sample], split: str) -> Sample:
+def pool(parts: Mapping[int, Sample], split: str) -> Sample:
     """Join the folds, each with the temperature that its validation slices ask for."""
     sample: Sample = {}
+    each = list(parts.values())
     for key in ("label", "slice", "group", "clean"):
-        sample[key] = np.concatenate([part[f"{split} {key}"] for part in parts])
-    if all(f"{split} cropped" in part for part in parts):
-        sample["cropped"] = np.concatenate([part[f"{split} cropped"] for part in parts])
-        sample["other look"] = np.concatenate([part[f"{split} other look"] for part in parts], axis=1)
-    sample["fold"] = np.concatenate([np.full(len(part[f"{split} label"]), fold) for fold, part in enumerate(parts)])
-    sample["scaled"] = np.concatenate([scaled(part, split) for part in parts])
+        sample[key] = np.concatenate([part[f"{split} {key}"] for part in each])
+    if all(f"{split} cropped" in part for part in each):
+        sample["cropped"] = np.concatenate([part[f"{split} cropped"] for part in each])
+        sample["other look"] = np.concatenate([part[f"{split} other look"] for part in each], axis=1)
+    sample["fold"] = np.concatenate([np.full(len(part[f"{split} label"]), fold) for fold, part in parts.items()])
+    sample["scaled"] = np.concatenate([scaled(part, split) for part in each])
     return sample
 
 
@@ -187,7 +191,7 @@ def scores(samples: list[Sample]) -> tuple[Draws, dict[str, Any]]:
         "accuracy_over_seeds": over_seeds([float(slices["accuracy"][0]) for slices, _, _ in each]),
         "accuracy_by_fold": [
             float(np.mean([(s["clean"].argmax(1) == s["label"])[s["fold"] == fold].mean() for s in samples]))
-            for fold in range(int(samples[0]["fold"].max()) + 1)
+            for fold in np.unique(samples[0]["fold"])
         ],
         "ece": over_seeds([expected_calibration_error(s["clean"], s["label"]) for s in samples]),
         "ece_scaled": over_seeds([expected_calibration_error(s["scaled"], s["label"]) for s in samples]),

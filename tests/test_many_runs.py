@@ -98,6 +98,11 @@ def test_a_plan_is_carried_out_once_and_pooled(phantom_dir: Path, tmp_path: Path
     with np.load(out / "alone-f0-s1.npz") as first, np.load(out / "alone-f1-s1.npz") as second:
         right = [one["test clean"].argmax(1) == one["test label"] for one in (first, second)]
     assert told["entries"]["alone"]["accuracy"]["value"] == pytest.approx(np.concatenate(right).mean())
+    assert told["runs"]["alone-f1-s1"]["code"]["package"] == "hf_kdmri"
+    run("pool_runs.py", out, plan, "--split", "test", "--folds", 0, "--json", pooled, "--against", "hinton:alone")
+    of_fold = json.loads(pooled.read_text())
+    assert of_fold["entries"]["alone"]["accuracy"]["value"] == right[0].mean()
+    assert of_fold["entries"]["alone"]["accuracy_by_fold"] == [right[0].mean()]
     with np.load(out / "teacher-f0.npz") as first, np.load(out / "hinton-f0-s1.npz") as second:
         together = (first["test clean"] + second["test clean"]).argmax(1) == first["test label"]
     assert told["entries"]["both"]["accuracy"]["value"] == pytest.approx(together.mean())

@@ -16,6 +16,7 @@ from hf_kdmri.hub.card_rules import check_card
 from hf_kdmri.hub.endpoint_handler import HANDLER
 from hf_kdmri.hub.packing import PREDICTIONS
 from hf_kdmri.shipped import shipped_student
+from tests.conftest import ROOT
 
 FOLDER = shipped_student()
 EXPECTED = json.loads((FOLDER / PREDICTIONS).read_text(encoding="utf-8"))
@@ -66,3 +67,11 @@ def test_its_handler_is_the_one_that_a_push_sends():
 def test_its_card_says_what_it_is_and_on_what_it_was_trained():
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert "Not a medical device" in card and "8-bit" in card and "train_kd.py" in card
+
+
+@pytest.mark.parametrize(("file", "entry"), [("folds", "alone"), ("short_folds", "hinton")])
+def test_its_card_says_what_to_expect_on_all_folds(file: str, entry: str):
+    pooled = json.loads((ROOT / "experiments" / f"{file}.json").read_text(encoding="utf-8"))["entries"][entry]
+    low, high = pooled["accuracy"]["interval"]
+    told = f"{100 * pooled['accuracy']['value']:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
+    assert "easy fold" in (card := (FOLDER / "README.md").read_text(encoding="utf-8")) and told in card
