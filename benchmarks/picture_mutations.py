@@ -20,6 +20,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     UID,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -55,8 +56,9 @@ def dicom_bytes(pixels: NDArray[np.integer], syntax: UID = ExplicitVRLittleEndia
 
     Args:
         pixels: (H, W), or (H, W, 3) for RGB; of 8, 16 or 32 bits.
-        syntax: Transfer syntax: uncompressed, RLE or JPEG 2000.
-        **elements: More elements, or others than follow from the pixels, by keyword; None leaves one out.
+        syntax: Transfer syntax: uncompressed in either byte order, RLE or JPEG 2000.
+        **elements: More elements, or others than follow from the pixels, by keyword; None leaves one out. The highest
+            bit follows from `BitsStored`.
     """
     colour = pixels.ndim == 3
     dataset = pydicom.Dataset()
@@ -71,9 +73,10 @@ def dicom_bytes(pixels: NDArray[np.integer], syntax: UID = ExplicitVRLittleEndia
     if colour:
         dataset.PlanarConfiguration = 0
     dataset.BitsAllocated = dataset.BitsStored = 8 * pixels.itemsize
-    dataset.HighBit = dataset.BitsStored - 1
+    dataset.HighBit = elements.get("BitsStored", dataset.BitsStored) - 1
     dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
-    dataset.PixelData = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
+    ordered = pixels.astype(pixels.dtype.newbyteorder(">" if syntax == ExplicitVRBigEndian else "<"))
+    dataset.PixelData = ordered.tobytes() + b"\0" * (pixels.nbytes % 2)
     dataset["PixelData"].VR = "OB" if pixels.itemsize == 1 else "OW"
     if syntax == JPEG2000Lossless:
         frame = io.BytesIO()
@@ -139,7 +142,7 @@ def valid_pictures(kind: str) -> tuple[bytes, ...]:
         return tuple(npy_bytes(array) for array in arrays)
     if kind == "dicom":
         return (
-            dicom_bytes(wide, BitsStored=12, HighBit=11, RescaleSlope="2", RescaleIntercept="-10"),
+            dicom_bytes(wide, BitsStored=12, RescaleSlope="2", RescaleIntercept="-10"),
             dicom_bytes(grey, ImplicitVRLittleEndian, PhotometricInterpretation="MONOCHROME1"),
             dicom_bytes(np.stack([grey] * 3, axis=-1)),
             dicom_bytes(wide, RLELossless),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from picture_mutations import nifti_bytes
+from picture_mutations import dicom_bytes, nifti_bytes
 from PIL import Image
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from hf_kdmri.data.pixels import window_to_uint8
 from hf_kdmri.inference import read_image
@@ -73,66 +73,34 @@ def write_pictures(folder: Path) -> dict[str, Image.Image]:
     save("grey.gif", image(grey(140, 120, 34)))
     save("lossless.webp", image(colour(160, 170, 35)), lossless=True)
     expected = {path.name: read_image(path) for path in sorted(folder.iterdir())}
-    for name, (write, pixels) in DICOM.items():
-        write(folder / name)
+    for name, (encoded, pixels) in DICOM.items():
+        (folder / name).write_bytes(encoded)
         shown = pixels if pixels.dtype == np.uint8 else window_to_uint8(pixels)[0]
         expected[name] = image(shown).convert("RGB")
         assert np.array_equal(np.asarray(expected[name]), np.asarray(read_image(folder / name))), name
     return expected
 
 
-def write_dicom(path: Path, stored: Pixels, *, syntax: str = "ExplicitVRLittleEndian", **tags: Any) -> None:
-    """Write a slice with pydicom; tags override."""
-    from pydicom import Dataset, uid
-    from pydicom.dataset import FileMetaDataset
-
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = getattr(uid, syntax)
-    dataset.file_meta.MediaStorageSOPClassUID = uid.MRImageStorage
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = uid.generate_uid(entropy_srcs=[path.name])
-    dataset.SOPClassUID = uid.MRImageStorage
-    dataset.PatientName = "Nobody^Generated"
-    dataset.Rows, dataset.Columns = stored.shape[:2]
-    dataset.SamplesPerPixel = 3 if stored.ndim == 3 else 1
-    dataset.PhotometricInterpretation = "RGB" if stored.ndim == 3 else "MONOCHROME2"
-    if stored.ndim == 3:
-        dataset.PlanarConfiguration = 0
-    dataset.BitsAllocated = dataset.BitsStored = 8 * stored.dtype.itemsize
-    dataset.PixelRepresentation = int(stored.dtype.kind == "i")
-    for name, value in tags.items():
-        setattr(dataset, name, value)
-    dataset.HighBit = dataset.BitsStored - 1
-    raw = stored.astype(stored.dtype.newbyteorder(">" if syntax == "ExplicitVRBigEndian" else "<")).tobytes()
-    dataset.PixelData = raw + b"\0" * (len(raw) % 2)
-    dataset["PixelData"].VR = "OB" if stored.dtype.itemsize == 1 else "OW"
-    dataset.save_as(path, enforce_file_format=True)
-
-
-def _dicom(stored: Pixels, **tags: Any) -> Callable[[Path], None]:
-    return lambda path: write_dicom(path, stored, **tags)
-
-
 _twelve, _signed, _eight = head(200, 190, 40, 4096), head(128, 120, 41, 2000).astype(np.int16) - 500, grey(99, 98, 42)
 _dark = _twelve[_twelve > 0].min()
 _padded = np.where(_twelve == 0, 63000, _twelve).astype(np.uint16)
-DICOM: dict[str, tuple[Callable[[Path], None], Pixels]] = {
-    "twelve_bits.dcm": (_dicom(_twelve, BitsStored=12), _twelve),
+DICOM: dict[str, tuple[bytes, Pixels]] = {
+    "twelve_bits.dcm": (dicom_bytes(_twelve, BitsStored=12), _twelve),
     "inverted.dcm": (
-        _dicom(
+        dicom_bytes(
             _signed,
-            syntax="ImplicitVRLittleEndian",
+            ImplicitVRLittleEndian,
             PhotometricInterpretation="MONOCHROME1",
             RescaleSlope=2,
             RescaleIntercept=-30,
         ),
         -2 * _signed.astype(np.int32),  # inverted, and shifted, which the window does away with
     ),
-    "eight_bits.dcm": (_dicom(_eight), _eight),
-    "big_endian.dcm": (_dicom(_twelve[:150], syntax="ExplicitVRBigEndian"), _twelve[:150]),
-    "colour.dcm": (_dicom(colour(80, 90, 43)), colour(80, 90, 43)),
+    "eight_bits.dcm": (dicom_bytes(_eight), _eight),
+    "big_endian.dcm": (dicom_bytes(_twelve[:150], ExplicitVRBigEndian), _twelve[:150]),
+    "colour.dcm": (dicom_bytes(colour(80, 90, 43)), colour(80, 90, 43)),
     "padded.dcm": (
-        _dicom(_padded, PixelPaddingValue=63000),
+        dicom_bytes(_padded, PixelPaddingValue=63000),
         np.where(_twelve == 0, _dark, _twelve),
     ),
 }

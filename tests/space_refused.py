@@ -6,9 +6,10 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from picture_mutations import dicom_bytes
 from PIL import Image
 
-from tests.space_pictures import colour, grey, head, write_dicom
+from tests.space_pictures import colour, grey, head
 
 
 def write_refused(folder: Path) -> dict[str, tuple[Path, str]]:
@@ -23,8 +24,7 @@ def write_refused(folder: Path) -> dict[str, tuple[Path, str]]:
         return folder / name
 
     def dicom(name: str, stored=None, **tags) -> Path:
-        write_dicom(folder / name, head(20, 20, 1) if stored is None else stored, **tags)
-        return folder / name
+        return file(name, dicom_bytes(head(20, 20, 1) if stored is None else stored, **tags))
 
     first, second = Image.fromarray(grey(64, 64, 1)), Image.fromarray(grey(64, 64, 2))
     whole = saved("whole.png", first).read_bytes()
