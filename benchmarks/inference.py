@@ -11,8 +11,9 @@ then says more, and nothing says enough. Input is a prepared tensor: decoding an
 counted.
 
 Accuracy stands beside each, on the fold's test slices or on `--images` with `--labels`; int8 is calibrated on training
-slices (`--data_dir`) or on `--calibration`. Without labelled images there is no accuracy, and int8 is calibrated on
-generated phantoms: good for timing, for nothing else. `--model` missing, the student is an untrained one.
+slices (`--data_dir`) or on `--calibration`, or is a file of yours (`--int8`). Without labelled images there is no
+accuracy, and int8 is calibrated on generated phantoms: good for timing, for nothing else. `--model` missing, the
+student is an untrained one.
 
 Then the time from the start of a process to its first prediction (cold_start.py). benchmarks/README.md holds the tables
 of one run.
@@ -51,7 +52,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         files = write_models(arguments, Path(scratch))
         images = load_images(arguments, Path(scratch), files["source"].labels)
-        report = quantize_onnx(files["onnx"], files["int8"], images["calibration"], max_drop=None)
+        report = None
+        if arguments.int8 is None:
+            report = quantize_onnx(files["onnx"], files["int8"], images["calibration"], max_drop=None)
         some = [image for image, _ in zip(images["calibration"], range(4), strict=False)]
         files["xml"] = export_openvino(files["folder"], Path(scratch) / "float32.xml", onnx_file=files["onnx"])
         files["xml int8"] = export_openvino(
@@ -60,7 +63,7 @@ def main() -> None:
         files["pt2"] = export_torch(files["folder"], Path(scratch) / "student.pt2")
         result: dict[str, Any] = {
             "model": {"architecture": files["source"].config.architecture, "input_size": files["source"].input_size},
-            "calibration_images": report.calibration_images,
+            "calibration_images": report and report.calibration_images,
             "bytes": {name: files[name].stat().st_size for name in ("onnx", "int8")},
             "accuracy": measure_accuracy(arguments, files, images["labelled"]),
             "timings": [
@@ -96,6 +99,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--labels", type=Path, help="CSV with their files and labels")
     parser.add_argument("--calibration", type=Path, help="folder of training images, with --images")
     parser.add_argument("--calibration_images", type=int, default=256, help="(default: %(default)s)")
+    parser.add_argument("--int8", type=Path, help="an int8 ONNX file of the model (default: it is quantised anew)")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 32], help="(default: 1 32)")
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1], help="(default: 2 1)")
     parser.add_argument(
@@ -128,7 +132,7 @@ def write_models(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]
         "folder": folder,
         "source": SourceModel.load(folder),
         "onnx": export_onnx(folder, scratch / "float32.onnx"),
-        "int8": scratch / "int8.onnx",
+        "int8": arguments.int8 or scratch / "int8.onnx",
     }
 
 
