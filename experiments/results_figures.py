@@ -35,6 +35,7 @@ from hf_kdmri.evaluation.figures.style import (
 HERE = Path(__file__).parent
 BLOCKS = {
     "short_random": "Slices at random, 10 epochs\n(leaks: for comparison only)",
+    "short_cvind": "The authors' folds, 10 epochs\n(repeat scans may be divided)",
     "short_folds": "Patient groups, 10 epochs",
     "folds": "Patient groups, 25 epochs\n(three seeds alone)",
 }
