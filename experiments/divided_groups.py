@@ -6,7 +6,7 @@
 `cvind` keeps each id in one fold, but ids that differ in a last letter only (MR040240, MR040240B) are most likely one
 person's scans: where these lie in several folds, a model was trained on some of a person's slices and is tested on the
 others. What follows from that is not told by comparing divided with whole groups at large: only gliomas are divided,
-and only those whose ids begin with MR, which are easier in any split. So the groups that are compared have the class
+and only those whose ids begin with MR, which are easier than others. So the groups that are compared have the class
 and the first letters of the id in common with divided ones. They may still differ in what made somebody scan them
 twice, so a difference is a hint and no proof.
 
@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pool_runs import DRAWS, Sample, seeds_of, short
+from pool_runs import DRAWS, Sample, entries
 
 from hf_kdmri.evaluation.report import markdown_table
 from hf_kdmri.evaluation.statistics.bootstrap import draw_counts, estimate
@@ -40,10 +39,7 @@ def main() -> None:
     parser.add_argument("plan", type=Path, help="its plan")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     arguments = parser.parse_args()
-    told: dict[str, Any] = {}
-    for entry in yaml.safe_load(arguments.plan.read_text(encoding="utf-8"))["runs"]:
-        if samples := seeds_of(entry, arguments.runs, "test"):
-            told[short(entry["name"])] = compared(samples)
+    told = {name: compared(samples) for name, samples in entries(arguments.plan, arguments.runs, "test").items()}
     if not told:
         sys.exit(f"{arguments.runs}: no run of {arguments.plan} has predicted the test slices of all its folds")
     print(table(told))

@@ -62,11 +62,7 @@ def main() -> None:
     told: dict[str, Any] = {"split": arguments.split, "entries": {}, "differences": {}}
     pooled: dict[str, list[Sample]] = {}
     drawn: dict[str, Draws] = {}
-    for entry in yaml.safe_load(arguments.plan.read_text(encoding="utf-8"))["runs"]:
-        samples = seeds_of(entry, arguments.runs, arguments.split, arguments.folds)
-        if not samples:
-            continue
-        name = short(entry["name"])
+    for name, samples in entries(arguments.plan, arguments.runs, arguments.split, arguments.folds).items():
         pooled[name] = samples
         drawn[name], told["entries"][name] = scores(samples)
     for asked in arguments.ensemble:
@@ -105,6 +101,13 @@ def history(run: Path) -> dict[str, Any]:
 def short(name: str) -> str:
     """An entry's name without its fold and seed."""
     return name.replace("-f{fold}", "").replace("-s{seed}", "")
+
+
+def entries(plan: Path, runs: Path, split: str, only: Sequence[int] | None = None) -> dict[str, list[Sample]]:
+    """The pooled samples of each entry of a plan by its short name; entries of which no seed is whole are left out."""
+    told = yaml.safe_load(plan.read_text(encoding="utf-8"))["runs"]
+    samples = {short(entry["name"]): seeds_of(entry, runs, split, only) for entry in told}
+    return {name: of_seeds for name, of_seeds in samples.items() if of_seeds}
 
 
 def seeds_of(entry: dict[str, Any], runs: Path, split: str, only: Sequence[int] | None = None) -> list[Sample]:

@@ -20,11 +20,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from hf_kdmri.evaluation.figures.style import (
-    BLUE,
-    GREEN,
     GREY,
     INK,
-    ORANGE,
+    MODEL_STYLES,
     SKY,
     figure_style,
     light_grid,
@@ -40,9 +38,9 @@ BLOCKS = {
     "folds": "Patient groups, 25 epochs\n(three seeds alone)",
 }
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "teacher": ("Teacher", {"color": GREEN, "marker": "s", "linestyle": "--"}),
-    "alone": ("Student alone", {"color": ORANGE, "marker": "^", "linestyle": "-."}),
-    "hinton": ("Distilled, Hinton's loss", {"color": BLUE, "marker": "o", "linestyle": "-"}),
+    "teacher": ("Teacher", MODEL_STYLES["teacher"]),
+    "alone": ("Student alone", MODEL_STYLES["baseline"]),
+    "hinton": ("Distilled, Hinton's loss", MODEL_STYLES["student"]),
     "fusion": ("Distilled, our fusion", {"color": SKY, "marker": "D", "linestyle": ":"}),
 }
 
@@ -96,7 +94,7 @@ def accuracies(told: dict[str, Any], out: Path) -> tuple[Path, Path]:
 def dot(axes: Axes, estimate: dict[str, Any], y: float, arm: str) -> None:
     """A value in percent and its interval as a bar."""
     low, high = estimate["interval"]
-    style = {key: value for key, value in ARMS[arm][1].items() if key != "linestyle"}
+    style = ARMS[arm][1]
     axes.plot([100 * low, 100 * high], [y, y], color=style["color"], linewidth=1.8, solid_capstyle="butt")
     axes.plot([100 * estimate["value"]], [y], markersize=5.5, **style)
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -33,6 +37,20 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def experiment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
+    """Runs a script of experiments/ in this process, by its name and its arguments, and gives its module."""
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+
+    def run(name: str, *arguments: object) -> ModuleType:
+        script = importlib.import_module(name)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        script.main()
+        return script
+
+    return run
 
 
 @pytest.fixture(scope="session")

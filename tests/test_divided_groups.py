@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import yaml
-
-from tests.conftest import ROOT
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT / "experiments")
-    return importlib.import_module("divided_groups")
 
 
 def write_fold(file: Path, groups: list[str], labels: list[int], predicted: list[int]) -> None:
@@ -29,17 +20,17 @@ def write_fold(file: Path, groups: list[str], labels: list[int], predicted: list
 
 
 def test_divided_groups_are_compared_with_whole_ones_of_their_class_and_letters(
-    tmp_path: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, experiment: Callable[..., ModuleType], capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan, told = tmp_path / "plan.yaml", tmp_path / "told.json"
     plan.write_text(yaml.safe_dump({"runs": [{"name": "alone-f{fold}-s{seed}", "folds": [0, 1], "seeds": [42]}]}))
-    monkeypatch.setattr(sys, "argv", ["divided_groups.py", str(tmp_path), str(plan), "--json", str(told)])
+    command = ("divided_groups", tmp_path, plan, "--json", told)
     with pytest.raises(SystemExit, match="has predicted the test slices of all its folds"):
-        script.main()
+        experiment(*command)
     # MR1 lies in both folds; MR2 is of its kind; the glioma 77, the meningioma MR3 and the others are not
     write_fold(tmp_path / "alone-f0-s42.npz", ["MR1", "MR1", "MR2", "MR2", "MR3"], [1, 1, 1, 1, 0], [1, 1, 1, 0, 1])
     write_fold(tmp_path / "alone-f1-s42.npz", ["MR1", "MR1", "77", "88", "99"], [1, 1, 1, 2, 0], [1, 2, 0, 0, 0])
-    script.main()
+    experiment(*command)
     row = json.loads(told.read_text())["alone"]
     shares = {kind: (row[kind]["patient_groups"], row[kind]["slices"], row[kind]["recall"]["value"])
               for kind in ("divided", "whole")}  # fmt: skip
@@ -50,4 +41,4 @@ def test_divided_groups_are_compared_with_whole_ones_of_their_class_and_letters(
 
     write_fold(tmp_path / "alone-f1-s42.npz", ["77", "88", "99"], [1, 2, 0], [0, 0, 0])
     with pytest.raises(SystemExit, match="nothing to compare"):
-        script.main()
+        experiment(*command)

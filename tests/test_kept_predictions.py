@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,11 +15,7 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 KEPT = ROOT / "experiments" / "predictions" / "short_cvind"
-
-
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "experiments")
+PLAN = ROOT / "experiments" / "plans" / "short_cvind.yaml"
 
 
 def test_every_slice_was_tested_once_by_models_of_its_fold() -> None:
@@ -34,16 +30,11 @@ def test_every_slice_was_tested_once_by_models_of_its_fold() -> None:
 
 @pytest.mark.parametrize(("split", "file"), [("test", "short_cvind"), ("validation", "short_cvind_validation")])
 def test_they_give_the_figures_of_the_results(
-    split: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    split: str, file: str, tmp_path: Path, experiment: Callable[..., ModuleType]
 ) -> None:
     kept = json.loads((ROOT / "experiments" / f"{file}.json").read_text(encoding="utf-8"))
-    plan, out = ROOT / "experiments" / "plans" / "short_cvind.yaml", tmp_path / "pooled.json"
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["pool_runs.py", str(KEPT), str(plan), "--split", split, "--against", *kept["differences"], "--json", str(out)],
-    )
-    importlib.import_module("pool_runs").main()
+    out = tmp_path / "pooled.json"
+    experiment("pool_runs", KEPT, PLAN, "--split", split, "--against", *kept["differences"], "--json", out)
     told = json.loads(out.read_text(encoding="utf-8"))
     assert told["runs"] == kept["runs"]
     for name, row in kept["entries"].items():
@@ -54,11 +45,10 @@ def test_they_give_the_figures_of_the_results(
         assert told["differences"][pair]["accuracy"]["interval"] == pytest.approx(row["accuracy"]["interval"])
 
 
-def test_so_do_the_divided_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_so_do_the_divided_groups(tmp_path: Path, experiment: Callable[..., ModuleType]) -> None:
     kept = json.loads((ROOT / "experiments" / "divided_groups.json").read_text(encoding="utf-8"))
-    plan, out = ROOT / "experiments" / "plans" / "short_cvind.yaml", tmp_path / "divided.json"
-    monkeypatch.setattr(sys, "argv", ["divided_groups.py", str(KEPT), str(plan), "--json", str(out)])
-    importlib.import_module("divided_groups").main()
+    out = tmp_path / "divided.json"
+    experiment("divided_groups", KEPT, PLAN, "--json", out)
     told = json.loads(out.read_text(encoding="utf-8"))
     assert told.keys() == kept.keys()
     for name, row in kept.items():

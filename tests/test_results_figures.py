@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
+from types import ModuleType
 
 from tests.conftest import ROOT
 
 
-def test_figures_say_what_the_pooled_runs_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "experiments")
-    script = importlib.import_module("results_figures")
-    monkeypatch.setattr(sys, "argv", ["results_figures.py", "--out", str(tmp_path)])
-    script.main()
+def test_figures_say_what_the_pooled_runs_say(tmp_path: Path, experiment: Callable[..., ModuleType]) -> None:
+    script = experiment("results_figures", "--out", tmp_path)
     drawn = (tmp_path / "results.svg").read_text(encoding="utf-8")
     for block in script.BLOCKS:
         entries = json.loads((ROOT / "experiments" / f"{block}.json").read_text(encoding="utf-8"))["entries"]

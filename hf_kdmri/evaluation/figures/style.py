@@ -20,6 +20,12 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 # Okabe and Ito, "Color Universal Design", 2008
 BLUE, SKY, GREEN, ORANGE, VERMILLION = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00"
 INK, GREY, PALE = "#1A1A1A", "#595959", "#D9D9D9"
+# Colour, marker and dashes: each alone tells the models apart, also in print without colour.
+MODEL_STYLES: dict[str, dict[str, Any]] = {
+    "teacher": {"color": GREEN, "marker": "s", "linestyle": "--"},
+    "baseline": {"color": ORANGE, "marker": "^", "linestyle": "-."},
+    "student": {"color": BLUE, "marker": "o", "linestyle": "-"},
+}
 
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",

@@ -11,11 +11,9 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from hf_kdmri.evaluation.figures.style import (
-    BLUE,
-    GREEN,
     GREY,
     INK,
-    ORANGE,
+    MODEL_STYLES,
     SKY,
     VERMILLION,
     figure_style,
@@ -27,12 +25,6 @@ from hf_kdmri.evaluation.robustness.corruptions import SEVERITIES, check_corrupt
 from hf_kdmri.wording import counted
 
 _COLUMNS = 5  # of the chart, and pictures in a row of the sheet's block
-# Colour, marker and dashes: each alone tells the models apart, also in print without colour.
-_KNOWN: dict[str, dict[str, Any]] = {
-    "teacher": {"color": GREEN, "marker": "s", "linestyle": "--"},
-    "baseline": {"color": ORANGE, "marker": "^", "linestyle": "-."},
-    "student": {"color": BLUE, "marker": "o", "linestyle": "-"},
-}
 # How strengths are written; `corruptions.SEVERITIES` tells what they mean.
 _STRENGTHS = {
     "rician_noise": "σ {:.0%}",
@@ -49,7 +41,7 @@ _STRENGTHS = {
     "shift": "{:.0%}",
 }
 _OTHERS: tuple[dict[str, Any], ...] = (
-    *reversed(_KNOWN.values()),
+    *reversed(MODEL_STYLES.values()),
     {"color": VERMILLION, "marker": "D", "linestyle": ":"},
     {"color": SKY, "marker": "v", "linestyle": "-"},
 )
@@ -190,14 +182,14 @@ def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The project's colours where the three names are used, else one of each in order."""
     roles = {name: _role(name) for name in names}
     if None not in roles.values() and len(set(roles.values())) == len(names):
-        return {name: _KNOWN[str(role)] for name, role in roles.items()}
+        return {name: MODEL_STYLES[str(role)] for name, role in roles.items()}
     return dict(zip(names, _OTHERS, strict=False))
 
 
 def _role(name: str) -> str | None:
     known = {"student alone": "baseline", "distilled student": "student"}
     role = known.get(name.lower(), name.lower())
-    return role if role in _KNOWN else None
+    return role if role in MODEL_STYLES else None
 
 
 def _signed(fraction: float) -> str:
