@@ -21,9 +21,15 @@ from hf_kdmri.hub import PublishError, plan_release, push_release
 from hf_kdmri.secrets import hide_in_logs_and_tracebacks, hide_secrets, show_error
 from hf_kdmri.training.job import CannotRun, run_job
 from hf_kdmri.training.options import OptionError, RunOptions, parse_options
-from hf_kdmri.training.outcome import results_title
+from hf_kdmri.training.reliability.stopping import (
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    Stopped,
+    ignore_sigterm,
+    watch_for_sigterm,
+)
+from hf_kdmri.training.report.outcome import results_title
 from hf_kdmri.training.run_folder import RunFolder
-from hf_kdmri.training.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped, ignore_sigterm, watch_for_sigterm
 
 
 def main() -> None:

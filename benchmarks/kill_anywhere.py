@@ -29,7 +29,7 @@ from faults import KINDS, TWO_PROCESSES, Fault, draw_fault
 from starts import Start, import_train_kd, start
 from tiny_run import TINY
 
-from hf_kdmri.training.checkpoints import checkpoints_in, damage_of
+from hf_kdmri.training.reliability.checkpoints import checkpoints_in, damage_of
 from hf_kdmri.training.reproduce import compare
 from hf_kdmri.training.run_folder import RunFolder
 

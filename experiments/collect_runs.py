@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_kdmri.hub.provenance import public_command
-from hf_kdmri.training.reporting import config_of
+from hf_kdmri.training.report.pooling import config_of
 from hf_kdmri.training.run_folder import RunFolder
 
 FILE = Path(__file__).with_name("runs.json")

@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_kdmri.training.checkpoints import CONTENTS, CheckpointError, checkpoints_in, damage_of, last_whole_checkpoint
+from hf_kdmri.training.reliability.checkpoints import (
+    CONTENTS,
+    CheckpointError,
+    checkpoints_in,
+    damage_of,
+    last_whole_checkpoint,
+)
 from tests.tiny import tiny_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hf_kdmri.training.data_workers import DataWorkerError, data_workers_watched, reason_of_death
+from hf_kdmri.training.reliability.data_workers import DataWorkerError, data_workers_watched, reason_of_death
 
 
 class Killed(Dataset[Tensor]):

@@ -79,7 +79,7 @@ def test_no_file_of_a_run_holds_a_token(tmp_path: Path, monkeypatch: pytest.Monk
     run.open(parse_options(arguments))
     run.add_launch(describe_environment())
     from hf_kdmri.hub.provenance import public_command
-    from hf_kdmri.training.outcome import run_command
+    from hf_kdmri.training.report.outcome import run_command
 
     run.write_metrics({"command": run_command(), "public": public_command(shlex.split(run_command()))})
     written = [path.read_text() for path in run.path.rglob("*") if path.is_file()]

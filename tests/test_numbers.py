@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import Dataset
 
 import hf_kdmri.distillation.terms as terms
-from hf_kdmri.training.checkpoints import checkpoints_in, damage_of
-from hf_kdmri.training.numbers import FEWEST_STEPS, NotFiniteError, NumberWatch, _Step
+from hf_kdmri.training.reliability.checkpoints import checkpoints_in, damage_of
+from hf_kdmri.training.reliability.numbers import FEWEST_STEPS, NotFiniteError, NumberWatch, _Step
 from tests.tiny import tiny_model, tiny_trainer, tiny_views
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 
 from hf_kdmri import DistillationModel, StudentForImageClassification
 from hf_kdmri.data.augmentation import RandomViews
-from hf_kdmri.training.checkpoints import checkpoints_in, damage_of
-from hf_kdmri.training.stopping import Stopped, watch_for_sigterm
+from hf_kdmri.training.reliability.checkpoints import checkpoints_in, damage_of
+from hf_kdmri.training.reliability.stopping import Stopped, watch_for_sigterm
 from tests.tiny import tiny_model, tiny_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")

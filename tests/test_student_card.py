@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from hf_kdmri.distillation import LossOptions
 from hf_kdmri.hub.card_text import citations
 from hf_kdmri.training.options import ModelOptions
-from hf_kdmri.training.student_card import first_weights, losses_text, methods_cited
+from hf_kdmri.training.report.student_card import first_weights, losses_text, methods_cited
 
 
 def test_parts_that_are_off_by_default_are_named_only_if_they_are_on():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_kdmri import DistillationModel
-from hf_kdmri.training.guard import UnusedWeightsError
+from hf_kdmri.training.reliability.guard import UnusedWeightsError
 from tests.tiny import tiny_model, tiny_trainer
 from tests.two_processes import results_of_two
 

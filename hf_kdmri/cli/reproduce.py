@@ -35,9 +35,9 @@ def reproduce(
 
     from hf_kdmri.secrets import hide_in_logs_and_tracebacks
     from hf_kdmri.training.job import CannotRun
+    from hf_kdmri.training.reliability.stopping import EXIT_STOPPED, Stopped, watch_for_sigterm
     from hf_kdmri.training.reproduce import compare, run_again
     from hf_kdmri.training.run_folder import RunFolder
-    from hf_kdmri.training.stopping import EXIT_STOPPED, Stopped, watch_for_sigterm
 
     hide_in_logs_and_tracebacks()
     watch_for_sigterm()

@@ -43,7 +43,7 @@ def evaluation_tables(
     """Every table that a run's evaluation gives.
 
     Args:
-        evaluation: as `evaluate_folds` of `hf_kdmri.training.reporting` gives it and `metrics.json` keeps it.
+        evaluation: as `evaluate_folds` of `hf_kdmri.training.report.pooling` gives it and `metrics.json` keeps it.
         rows: one per model, as the run's table has them.
         patients: False leaves out scores over patients.
 

@@ -14,7 +14,7 @@ from torch import distributed, nn
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from hf_kdmri.training.guard import GuardedTrainer
+from hf_kdmri.training.reliability.guard import GuardedTrainer
 
 TRAINING_FILE = "training_weights.safetensors"  # in a checkpoint whose model.safetensors is the average
 WARMUP_POWER = 0.75

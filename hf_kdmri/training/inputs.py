@@ -13,8 +13,8 @@ from accelerate import PartialState
 
 from hf_kdmri.data import write_phantom_archives
 from hf_kdmri.data.loading import limit_splits, load_slices
-from hf_kdmri.data.own_data import OwnData, load_own_data
-from hf_kdmri.data.own_stream import open_own_stream
+from hf_kdmri.data.own.loading import OwnData, load_own_data
+from hf_kdmri.data.own.stream import open_own_stream
 from hf_kdmri.data.streams import StreamedViews
 from hf_kdmri.data.views import ViewDataset, prepare_views
 from hf_kdmri.training.options import OptionError, RunOptions

@@ -12,15 +12,15 @@ from accelerate import PartialState
 
 from hf_kdmri.hub_names import check_model_name
 from hf_kdmri.models import TimmClassifier
-from hf_kdmri.training.checkpoints import CheckpointError
 from hf_kdmri.training.compiling import check_compiler
-from hf_kdmri.training.data_workers import DataWorkerError
 from hf_kdmri.training.environment import data_fingerprint, describe_environment
 from hf_kdmri.training.inputs import RunData, prepare_data, training_views, views_of
 from hf_kdmri.training.memory import keep_memory
-from hf_kdmri.training.numbers import NotFiniteError
 from hf_kdmri.training.options import OptionError, RunOptions
-from hf_kdmri.training.outcome import (
+from hf_kdmri.training.reliability.checkpoints import CheckpointError
+from hf_kdmri.training.reliability.data_workers import DataWorkerError
+from hf_kdmri.training.reliability.numbers import NotFiniteError
+from hf_kdmri.training.report.outcome import (
     machine,
     model_row,
     prepare_student_for_the_hub,
@@ -29,11 +29,11 @@ from hf_kdmri.training.outcome import (
     versions,
     write_figures,
 )
-from hf_kdmri.training.reporting import SCHEMA, FinishedFold, evaluate_folds, finished_folds, pool, pooled_rows
+from hf_kdmri.training.report.page import write_report
+from hf_kdmri.training.report.pooling import SCHEMA, FinishedFold, evaluate_folds, finished_folds, pool, pooled_rows
+from hf_kdmri.training.report.student_card import card_facts, write_card
 from hf_kdmri.training.run_folder import RunFolder
-from hf_kdmri.training.run_report import write_report
 from hf_kdmri.training.stages import STAGES, build_models, train_stage
-from hf_kdmri.training.student_card import card_facts, write_card
 from hf_kdmri.training.teacher_cache import TeacherCacheError
 from hf_kdmri.training.testing import check_class_order, corrupt_images, look_where, predict_splits
 

@@ -19,8 +19,8 @@ from hf_kdmri.distillation import DistillationModel, teacher_column_order
 from hf_kdmri.models import StudentForImageClassification, TeacherForImageClassification, TimmClassifier
 from hf_kdmri.training.arguments import DistillationTrainingArguments
 from hf_kdmri.training.callbacks import HistoryWriter, StageProgress
-from hf_kdmri.training.checkpoints import checkpoints_in
 from hf_kdmri.training.options import RunOptions, timm_arguments
+from hf_kdmri.training.reliability.checkpoints import checkpoints_in
 from hf_kdmri.training.run_folder import RunFolder
 from hf_kdmri.training.trainer import DistillationTrainer
 

@@ -17,7 +17,7 @@ from hf_kdmri.inference import save_temperature
 from hf_kdmri.models import TimmClassifier, prepare_pixels
 from hf_kdmri.training.inputs import RunData, views_of
 from hf_kdmri.training.options import OptionError, RunOptions
-from hf_kdmri.training.reporting import temperature_of
+from hf_kdmri.training.report.pooling import temperature_of
 from hf_kdmri.training.run_folder import RunFolder
 from hf_kdmri.training.stages import predict_probabilities
 from hf_kdmri.whole_files import write_whole

@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 from datasets import DatasetDict
 
-from hf_kdmri.data.own_columns import OwnDataError
-from hf_kdmri.data.own_data import OwnData
-from hf_kdmri.data.own_splits import (
+from hf_kdmri.data.own.columns import OwnDataError
+from hf_kdmri.data.own.loading import OwnData
+from hf_kdmri.data.own.splits import (
     check_classes,
     group_warnings,
     leak_warning,

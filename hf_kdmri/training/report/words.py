@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_kdmri.evaluation.statistics.bootstrap import MIN_GROUPS
-from hf_kdmri.training.reporting import FinishedFold
+from hf_kdmri.training.report.pooling import FinishedFold
 from hf_kdmri.wording import counted
 
 

@@ -10,8 +10,8 @@ import datasets
 import pytest
 import yaml
 
-from hf_kdmri.data.own_columns import OwnDataError
-from hf_kdmri.data.own_stream import open_own_stream
+from hf_kdmri.data.own.columns import OwnDataError
+from hf_kdmri.data.own.stream import open_own_stream
 from tests.conftest import LABELS, ROOT
 from tests.test_streams import png
 from tests.test_train_kd import train_kd

@@ -10,8 +10,8 @@ from pathlib import Path
 import datasets
 from datasets.exceptions import DatasetBuildError
 
-from hf_kdmri.data.own_columns import OwnDataError
-from hf_kdmri.data.own_places import check_data_files, places_of
+from hf_kdmri.data.own.columns import OwnDataError
+from hf_kdmri.data.own.places import check_data_files, places_of
 
 _READERS = ("imagefolder", "parquet", "arrow", "webdataset", "csv", "json")
 
@@ -24,7 +24,7 @@ class OwnSource:
         name: as given.
         folder: its whole path, or None for a set on the Hub.
         builder: of `datasets`, which reads it.
-        places: below which its pictures may lie, see `own_places`.
+        places: below which its pictures may lie, see `hf_kdmri.data.own.places`.
     """
 
     name: str

@@ -10,11 +10,11 @@ from typing import Any
 
 import datasets
 
-from hf_kdmri.data.own_columns import OwnDataError, check_columns
-from hf_kdmri.data.own_data import OwnData
-from hf_kdmri.data.own_places import read_cell
-from hf_kdmri.data.own_source import find_set
-from hf_kdmri.data.own_splits import with_roles
+from hf_kdmri.data.own.columns import OwnDataError, check_columns
+from hf_kdmri.data.own.loading import OwnData
+from hf_kdmri.data.own.places import read_cell
+from hf_kdmri.data.own.source import find_set
+from hf_kdmri.data.own.splits import with_roles
 from hf_kdmri.data.pictures import is_grey
 
 _HELD = ("validation", "test")

@@ -24,8 +24,8 @@ from hf_kdmri.evaluation.run_tables import (
 )
 from hf_kdmri.evaluation.statistics.predictions import Predictions
 from hf_kdmri.evaluation.statistics.summary_tables import TITLES, summary_tables
-from hf_kdmri.training.report_words import ReportWords
-from hf_kdmri.training.reporting import FinishedFold, calibrated, config_of
+from hf_kdmri.training.report.pooling import FinishedFold, calibrated, config_of
+from hf_kdmri.training.report.words import ReportWords
 from hf_kdmri.training.run_folder import RunFolder
 from hf_kdmri.whole_files import write_whole
 

@@ -15,10 +15,10 @@ from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from hf_kdmri.distillation import DistillationModel
 from hf_kdmri.training.arguments import DistillationTrainingArguments
-from hf_kdmri.training.checkpoints import WholeCheckpoints, checkpoints_in
-from hf_kdmri.training.data_workers import data_workers_watched
-from hf_kdmri.training.numbers import NotFiniteError, NumberWatch, list_images, terms_with_bad_gradients
-from hf_kdmri.training.stopping import StopCallback, stop_after_step
+from hf_kdmri.training.reliability.checkpoints import WholeCheckpoints, checkpoints_in
+from hf_kdmri.training.reliability.data_workers import data_workers_watched
+from hf_kdmri.training.reliability.numbers import NotFiniteError, NumberWatch, list_images, terms_with_bad_gradients
+from hf_kdmri.training.reliability.stopping import StopCallback, stop_after_step
 
 
 class UnusedWeightsError(RuntimeError):
@@ -53,7 +53,7 @@ class GuardedTrainer(WholeCheckpoints):
             CheckpointError: a checkpoint could not be written.
             DataWorkerError: a process that reads batches died.
             UnusedWeightsError: on several processes, weights that train had no part in the loss.
-            Stopped: SIGTERM came, after `hf_kdmri.training.stopping.watch_for_sigterm`; a checkpoint is written.
+            Stopped: SIGTERM came, after `watch_for_sigterm` of `stopping`; a checkpoint is written.
         """
         try:
             with stop_after_step(), data_workers_watched(lambda: f"{self._kept()} {self._without_worker()}"):

@@ -10,10 +10,10 @@ from typing import Any
 
 import datasets
 
-from hf_kdmri.data.own_columns import OwnDataError, as_image_column, check_columns, read_classes, read_groups
-from hf_kdmri.data.own_places import check_place
-from hf_kdmri.data.own_source import find_set
-from hf_kdmri.data.own_splits import (
+from hf_kdmri.data.own.columns import OwnDataError, as_image_column, check_columns, read_classes, read_groups
+from hf_kdmri.data.own.places import check_place
+from hf_kdmri.data.own.source import find_set
+from hf_kdmri.data.own.splits import (
     check_classes,
     group_warnings,
     leak_warning,

@@ -10,10 +10,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from hf_kdmri.data.own_columns import OwnDataError
-from hf_kdmri.data.own_data import load_own_data
-from hf_kdmri.data.own_places import check_data_files
-from hf_kdmri.data.own_stream import open_own_stream
+from hf_kdmri.data.own.columns import OwnDataError
+from hf_kdmri.data.own.loading import load_own_data
+from hf_kdmri.data.own.places import check_data_files
+from hf_kdmri.data.own.stream import open_own_stream
 from hf_kdmri.data.pictures import PictureError
 from tests.test_streams import png
 

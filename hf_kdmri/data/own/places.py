@@ -10,7 +10,7 @@ import datasets
 from datasets.utils.file_utils import xopen
 from huggingface_hub import constants
 
-from hf_kdmri.data.own_columns import OwnDataError
+from hf_kdmri.data.own.columns import OwnDataError
 from hf_kdmri.data.picture_limits import PictureError
 
 _SHOWN = 3

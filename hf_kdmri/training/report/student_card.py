@@ -15,7 +15,7 @@ from hf_kdmri.hub import OwnDataFacts, StudentCardFacts, write_student_card
 from hf_kdmri.hub.provenance import public_command, teacher_of
 from hf_kdmri.training.inputs import RunData, is_8_bit
 from hf_kdmri.training.options import ModelOptions, RunOptions
-from hf_kdmri.training.reporting import FinishedFold
+from hf_kdmri.training.report.pooling import FinishedFold
 
 _REENCODED = (
     "The slices of this run were 8-bit re-encodings of the published 16-bit files, with masks drawn from the published "

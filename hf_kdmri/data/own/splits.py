@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import TypeVar
 
-from hf_kdmri.data.own_columns import OwnDataError
+from hf_kdmri.data.own.columns import OwnDataError
 from hf_kdmri.data.splits import FOLDS, SPLITS, group_parts, split_by_group
 
 Part = TypeVar("Part")

@@ -1,0 +1,1 @@
+"""A user's own image classification set: found, opened, checked, split, or streamed."""
