@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True, help="folder with the published zips")
     parser.add_argument("--cache_dir", help="where prepared slices are kept")
     parser.add_argument("--jobs", type=int, default=2, help="models trained side by side (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of each of them, on a CPU (default: %(default)s)")
     parser.add_argument(
         "--only", nargs="+", default=["*"], metavar="PATTERN", help='runs with such names alone, e.g. "*-f0*"'
     )
@@ -164,7 +165,7 @@ def run_options(run: dict[str, Any], arguments: argparse.Namespace) -> RunOption
 
 def work(arguments: argparse.Namespace, asked: float) -> None:
     """Take one run after the other until none is left that did not fail since `asked` (seconds since 1970)."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     runs = list(planned(arguments.plan, arguments.only))
     while True:
         waiting = False
@@ -296,7 +297,6 @@ def trained(
     return model
 
 
-@torch.no_grad()
 def predictions(model: TimmClassifier, split: datasets.Dataset, altered: dict[str, Any]) -> dict[str, np.ndarray]:
     """Probabilities: `clean` and `cropped` (N, K), `other look` (3, N, K); with `label`, `slice` and `group`."""
     said: dict[str, np.ndarray] = {
@@ -304,15 +304,21 @@ def predictions(model: TimmClassifier, split: datasets.Dataset, altered: dict[st
         "slice": np.asarray(split["slice"][:]),
         "group": np.asarray(split["patient_group"][:]),
     }
-    exact = prepare_views(split, model.image_size)  # resized by Pillow, as the model's own processor does
-    clean = torch.from_numpy(np.stack([exact.view(row) for row in range(len(exact))]))
-    for name, looks in {**altered, "clean": [clean]}.items():
-        answers = np.stack([_probabilities(model, look) for look in looks])
+    for name, looks in {**altered, "clean": [clean_pictures(model, split)]}.items():
+        answers = np.stack([probabilities(model, look) for look in looks])
         said[name] = answers if name == "other look" else answers[0]
     return said
 
 
-def _probabilities(model: TimmClassifier, pictures: torch.Tensor) -> np.ndarray:
+def clean_pictures(model: TimmClassifier, split: datasets.Dataset) -> torch.Tensor:
+    """(N, C, H, W) uint8 slices as they are, resized by Pillow, as the model's own processor does."""
+    exact = prepare_views(split, model.image_size)
+    return torch.from_numpy(np.stack([exact.view(row) for row in range(len(exact))]))
+
+
+@torch.no_grad()
+def probabilities(model: TimmClassifier, pictures: torch.Tensor) -> np.ndarray:
+    """(N, K) of pictures of the model's size."""
     said = []
     for part in pictures.split(128):
         pixels = prepare_pixels(

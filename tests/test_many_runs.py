@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import ImageOps
+from transformers import pipeline
 
 from hf_kdmri import StudentForImageClassification
 from hf_kdmri.data.loading import load_slices
-from tests.conftest import ROOT
+from tests.conftest import LABELS, ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -112,6 +114,20 @@ def test_a_plan_is_carried_out_once_and_pooled(phantom_dir: Path, tmp_path: Path
     command = ("pool_runs.py", out, plan, "--split", "test", "--ensemble")
     assert "tested on other folds" in run(*command, "both=hinton+alone", fails=1)
     assert "no seed of 'fusion' is finished" in run(*command, "both=hinton+fusion", fails=1)
+
+    means = tmp_path / "means"
+    asking = ("flips.py", out, plan, "--out", means, "--split", "test", "--json", pooled)
+    assert "give --data_dir" in run(*asking, fails=1)
+    run(*asking, "--data_dir", phantom_dir, "--cache_dir", tmp_path / "cache")
+    classify = pipeline("image-classification", model=str(out / "hinton-f0-s1" / "student"), top_k=3)
+    with np.load(out / "hinton-f0-s1.npz") as plain, np.load(means / "hinton-f0-s1.npz") as mean:
+        for row, image in enumerate(slices["test"]["image"][:3]):
+            mirrored = {one["label"]: one["score"] for one in classify(ImageOps.mirror(image))}
+            both = (plain["test clean"][row] + [mirrored[label] for label in LABELS]) / 2
+            np.testing.assert_allclose(mean["test clean"][row], both, atol=1e-4)
+    told = json.loads(pooled.read_text())["entries"]
+    assert set(told) == {"alone", "hinton", "teacher"}
+    run(*asking)  # what was asked is not asked again
 
     plan.write_text(yaml.safe_dump({**PLAN, "altered": False}))  # a plan may leave the altered slices out
     (out / "alone-f0-s1.npz").unlink()
