@@ -54,3 +54,19 @@ def test_so_do_the_divided_groups(tmp_path: Path, experiment: Callable[..., Modu
     for name, row in kept.items():
         assert told[name]["divided"]["patient_groups"] == row["divided"]["patient_groups"] == 15
         assert told[name]["difference"]["interval"] == pytest.approx(row["difference"]["interval"])
+
+
+@pytest.mark.parametrize(("split", "file"), [("test", "flips_cvind"), ("validation", "flips_cvind_validation")])
+def test_so_do_answers_with_a_mirror_image(
+    split: str, file: str, tmp_path: Path, experiment: Callable[..., ModuleType]
+) -> None:
+    kept = json.loads((ROOT / "experiments" / f"{file}.json").read_text(encoding="utf-8"))["entries"]
+    out = tmp_path / "flips.json"
+    experiment("flips", KEPT, PLAN, "--out", KEPT.with_name("flips_cvind"), "--split", split, "--json", out)
+    told = json.loads(out.read_text(encoding="utf-8"))["entries"]
+    assert told.keys() == kept.keys()
+    for name, row in kept.items():
+        assert told[name]["mirrored"]["accuracy"]["value"] == pytest.approx(row["mirrored"]["accuracy"]["value"])
+        assert told[name]["difference"]["accuracy"]["interval"] == pytest.approx(
+            row["difference"]["accuracy"]["interval"]
+        )

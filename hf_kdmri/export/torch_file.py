@@ -40,6 +40,7 @@ def export_torch(model_folder: str | Path, out_file: str | Path, *, images: Sequ
             (source.example,),
             dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
         )
+    forget_stack_traces(program)
     archive = io.BytesIO()
     torch.export.save(program, archive, extra_files=source.facts())
     archive.seek(0)
@@ -49,3 +50,11 @@ def export_torch(model_folder: str | Path, out_file: str | Path, *, images: Sequ
     with whole_file(out_file) as stream:
         stream.write(archive.getvalue())
     return out_file
+
+
+def forget_stack_traces(program: torch.export.ExportedProgram) -> None:
+    """Leave out which files of this machine each operation is from; branches of a program note it as well."""
+    for graph in program.graph_module.modules():
+        if isinstance(graph, torch.fx.GraphModule):
+            for node in graph.graph.nodes:
+                node.meta.pop("stack_trace", None)
