@@ -181,8 +181,9 @@ def scores(samples: list[Sample]) -> tuple[Draws, dict[str, Any]]:
     patients = np.mean([of_patients["accuracy"] for _, of_patients, _ in each], axis=0)
     per_class = mean["recall_per_class"]
 
-    def over_seeds(values: list[float]) -> dict[str, float]:
-        return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
+    def over_seeds(values: list[float]) -> dict[str, Any]:
+        sd = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        return {"mean": float(np.mean(values)), "sd": sd, "each": values}
 
     told = {
         "seeds": len(samples),
