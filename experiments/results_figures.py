@@ -34,7 +34,8 @@ HERE = Path(__file__).parent
 BLOCKS = {
     "short_random": "Slices at random, 10 epochs\n(leaks: for comparison only)",
     "short_cvind": "The authors' folds, 10 epochs\n(repeat scans may be divided)",
-    "short_folds": "Patient groups, 10 epochs",
+    "short_folds": "Patient groups, 10 epochs\n(seed 42)",
+    "short_seeds": "Patient groups, 10 epochs\n(seed 43)",
     "folds": "Patient groups, 25 epochs\n(three seeds alone)",
 }
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {

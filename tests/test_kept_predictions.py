@@ -6,36 +6,56 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 
-from hf_kdmri.data.splits import published_patients
+from hf_kdmri.data.splits import PARTS_PER_FOLD, published_patients
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
-KEPT = ROOT / "experiments" / "predictions" / "short_cvind"
-PLAN = ROOT / "experiments" / "plans" / "short_cvind.yaml"
+KEPT = ROOT / "experiments" / "predictions"
+PLANS = ROOT / "experiments" / "plans"
+CVIND = (KEPT / "short_cvind", PLANS / "short_cvind.yaml")
+both_plans = pytest.mark.parametrize("plan", ["short_cvind", "short_seeds"])
+both_splits = pytest.mark.parametrize("split", ["test", "validation"])
 
 
-def test_every_slice_was_tested_once_by_models_of_its_fold() -> None:
+@pytest.fixture
+def again(tmp_path: Path, experiment: Callable[..., ModuleType]) -> Callable[..., Any]:
+    """What a script of experiments/ writes when it is given kept predictions."""
+
+    def run(script: str, *arguments: object) -> Any:
+        experiment(script, *arguments, "--json", tmp_path / "told.json")
+        return json.loads((tmp_path / "told.json").read_text(encoding="utf-8"))
+
+    return run
+
+
+def figures(name: str, split: str = "test") -> Any:
+    """Those that are committed."""
+    file = ROOT / "experiments" / (f"{name}.json" if split == "test" else f"{name}_{split}.json")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+@both_plans
+def test_every_slice_was_tested_once_by_models_of_its_fold(plan: str) -> None:
     slices_of_fold = dict.fromkeys(range(5), 0)
     for patient in published_patients().values():
-        slices_of_fold[patient.cvind - 1] += patient.slices
-    for entry in sorted({path.stem.split("-")[0] for path in KEPT.glob("*.npz")}):
-        tested = {fold: np.load(next(KEPT.glob(f"{entry}-f{fold}*.npz")))["test slice"] for fold in range(5)}
+        slices_of_fold[patient.cvind - 1 if plan == "short_cvind" else patient.part // PARTS_PER_FOLD] += patient.slices
+    for entry in sorted({path.stem.split("-")[0] for path in (KEPT / plan).glob("*.npz")}):
+        tested = {fold: np.load(next((KEPT / plan).glob(f"{entry}-f{fold}*.npz")))["test slice"] for fold in range(5)}
         assert {fold: len(slices) for fold, slices in tested.items()} == slices_of_fold
         assert sorted(np.concatenate(list(tested.values()))) == list(range(1, 3065))
 
 
-@pytest.mark.parametrize(("split", "file"), [("test", "short_cvind"), ("validation", "short_cvind_validation")])
-def test_they_give_the_figures_of_the_results(
-    split: str, file: str, tmp_path: Path, experiment: Callable[..., ModuleType]
-) -> None:
-    kept = json.loads((ROOT / "experiments" / f"{file}.json").read_text(encoding="utf-8"))
-    out = tmp_path / "pooled.json"
-    experiment("pool_runs", KEPT, PLAN, "--split", split, "--against", *kept["differences"], "--json", out)
-    told = json.loads(out.read_text(encoding="utf-8"))
+@both_plans
+@both_splits
+def test_they_give_the_figures_of_the_results(plan: str, split: str, again: Callable[..., Any]) -> None:
+    kept = figures(plan, split)
+    asked = ("--split", split, "--against", *kept["differences"])
+    told = again("pool_runs", KEPT / plan, PLANS / f"{plan}.yaml", *asked)
     assert told["runs"] == kept["runs"]
     for name, row in kept["entries"].items():
         assert told["entries"][name]["accuracy"]["value"] == pytest.approx(row["accuracy"]["value"])
@@ -45,28 +65,22 @@ def test_they_give_the_figures_of_the_results(
         assert told["differences"][pair]["accuracy"]["interval"] == pytest.approx(row["accuracy"]["interval"])
 
 
-def test_so_do_the_divided_groups(tmp_path: Path, experiment: Callable[..., ModuleType]) -> None:
-    kept = json.loads((ROOT / "experiments" / "divided_groups.json").read_text(encoding="utf-8"))
-    out = tmp_path / "divided.json"
-    experiment("divided_groups", KEPT, PLAN, "--json", out)
-    told = json.loads(out.read_text(encoding="utf-8"))
+def test_so_do_the_divided_groups(again: Callable[..., Any]) -> None:
+    kept, told = figures("divided_groups"), again("divided_groups", *CVIND)
     assert told.keys() == kept.keys()
     for name, row in kept.items():
         assert told[name]["divided"]["patient_groups"] == row["divided"]["patient_groups"] == 15
         assert told[name]["difference"]["interval"] == pytest.approx(row["difference"]["interval"])
 
 
-@pytest.mark.parametrize(("split", "file"), [("test", "flips_cvind"), ("validation", "flips_cvind_validation")])
-def test_so_do_answers_with_a_mirror_image(
-    split: str, file: str, tmp_path: Path, experiment: Callable[..., ModuleType]
-) -> None:
-    kept = json.loads((ROOT / "experiments" / f"{file}.json").read_text(encoding="utf-8"))["entries"]
-    out = tmp_path / "flips.json"
-    experiment("flips", KEPT, PLAN, "--out", KEPT.with_name("flips_cvind"), "--split", split, "--json", out)
-    told = json.loads(out.read_text(encoding="utf-8"))["entries"]
+@both_plans
+@both_splits
+def test_so_do_answers_with_a_mirror_image(plan: str, split: str, again: Callable[..., Any]) -> None:
+    name = plan.replace("short", "flips")
+    kept = figures(name, split)["entries"]
+    told = again("flips", KEPT / plan, PLANS / f"{plan}.yaml", "--out", KEPT / name, "--split", split)["entries"]
     assert told.keys() == kept.keys()
-    for name, row in kept.items():
-        assert told[name]["mirrored"]["accuracy"]["value"] == pytest.approx(row["mirrored"]["accuracy"]["value"])
-        assert told[name]["difference"]["accuracy"]["interval"] == pytest.approx(
-            row["difference"]["accuracy"]["interval"]
-        )
+    for entry, row in kept.items():
+        for which in ("mirrored", "difference"):
+            for figure in ("value", "interval"):
+                assert told[entry][which]["accuracy"][figure] == pytest.approx(row[which]["accuracy"][figure])
