@@ -2,11 +2,15 @@
 """What a look in the mirror gains: the mean of a model's probabilities for a slice and for its left-right mirror image.
 
     python experiments/flips.py RUNS experiments/plans/short_cvind.yaml --out FLIPS --data_dir DIR --split validation
+    python experiments/flips.py experiments/predictions/short_cvind experiments/plans/short_cvind.yaml \\
+      --out experiments/predictions/flips_cvind --split test     # from answers that are kept: neither models nor data
 
-Takes the models that `many_runs.py` left in RUNS and the predictions beside them, asks each model for the mirrored
-slices, and writes the means to FLIPS, in the same form; what is there already is not asked again. Nothing is trained.
-Such an answer costs a second forward pass. The table sets it beside the plain answer, intervals and tests over patient
-groups as in `pool_runs.py`.
+Takes the models that `many_runs.py` left in RUNS and the predictions beside them, asks each model on the CPU for the
+mirrored slices of both splits, and writes the means to FLIPS, in the same form. What is there already is not asked
+again: delete FLIPS after a model was trained anew. Nothing is trained; such an answer costs a second forward pass.
+
+The table sets it beside the plain answer, intervals and tests over patient groups as in `pool_runs.py`, which takes
+FLIPS as well, to compare one model with another.
 """
 
 from __future__ import annotations
@@ -35,16 +39,20 @@ def main() -> None:
     parser.add_argument("runs", type=Path, help="folder that many_runs.py wrote")
     parser.add_argument("plan", type=Path, help="its plan")
     parser.add_argument("--out", type=Path, required=True, help="folder for the means")
-    parser.add_argument("--split", choices=["validation", "test"], default="validation", help="(default: %(default)s)")
+    parser.add_argument(
+        "--split",
+        choices=["validation", "test"],
+        default="validation",
+        help="which the table is of (default: %(default)s)",
+    )
     parser.add_argument("--data_dir", help="folder with the published zips; not needed where all means are there")
     parser.add_argument("--cache_dir", help="where prepared slices are kept")
-    parser.add_argument(
-        "--only", nargs="+", default=["*"], metavar="PATTERN", help='models with such names alone, e.g. "hinton-*"'
-    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     arguments = parser.parse_args()
+    if arguments.out.resolve() == arguments.runs.resolve():
+        parser.error("--out is the folder of the runs themselves; choose another one for the means")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for run in planned(arguments.plan, arguments.only):
+    for run in planned(arguments.plan):
         if is_finished(run["name"], arguments.runs) and not is_finished(run["name"], arguments.out):
             write_means(run, arguments)
     plain, with_mirror = (
@@ -54,6 +62,8 @@ def main() -> None:
         sys.exit(f"{arguments.out}: no seed of {arguments.plan} has all its folds")
     told: dict[str, Any] = {"split": arguments.split, "entries": {}}
     for name, mirrored in with_mirror.items():
+        if len(plain.get(name, [])) != len(mirrored):
+            sys.exit(f"{arguments.runs} has not all the runs of {name!r} that {arguments.out} has the means of")
         pooled = {"plain": plain[name], "mirrored": mirrored}
         drawn, figures = {}, {}
         for kind, samples in pooled.items():
@@ -65,17 +75,23 @@ def main() -> None:
 
 
 def write_means(run: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Ask a run's model for the mirrored slices of every split that it has predicted."""
+    """Ask a run's model for the mirrored slices of both splits."""
+    folder = RunFolder(arguments.runs / run["name"])
     if arguments.data_dir is None:
         sys.exit(f"{arguments.out} has no {run['name']}.npz: give --data_dir, so that its model can be asked")
-    folder, options = RunFolder(arguments.runs / run["name"]), run_options(run, arguments)
+    if not folder.has_model(run["stage"]):
+        sys.exit(
+            f"{folder.path} holds no model to ask; {arguments.runs} must be what many_runs.py wrote, models and all"
+        )
+    options = run_options(run, arguments)
     model = TeacherForImageClassification.from_pretrained(folder.model_folder(run["stage"])).eval()
-    kept = dict(np.load(arguments.runs / f"{run['name']}.npz"))
+    said = np.load(arguments.runs / f"{run['name']}.npz")
     data = prepare_data(options, RunFolder(arguments.out / run["name"]), PartialState())
-    for split in ("validation", "test"):
-        if f"{split} clean" in kept:
-            mirrored = probabilities(model, clean_pictures(model, data.splits[split]).flip(-1))
-            kept[f"{split} clean"] = (kept[f"{split} clean"] + mirrored) / 2
+    kept: dict[str, np.ndarray] = {}
+    for split in ("validation", "test") if "test clean" in said else ("validation",):
+        kept |= {f"{split} {key}": said[f"{split} {key}"] for key in ("label", "slice", "group")}
+        mirrored = probabilities(model, clean_pictures(model, data.splits[split]).flip(-1))
+        kept[f"{split} clean"] = (said[f"{split} clean"] + mirrored) / 2
     written = arguments.out / run["name"] / "predictions.npz"
     np.savez_compressed(written, **kept)  # type: ignore[arg-type]  # numpy's stub: a name might be `allow_pickle`
     written.replace(arguments.out / f"{run['name']}.npz")
@@ -91,7 +107,7 @@ def table(told: dict[str, Any]) -> str:
         p = ", ".join(map(p_cell, gained["permutation_p"]))
         cells = [difference_cell(gained["accuracy"]), p, difference_cell(gained["recall"]["meningioma"])]
         lines.append([name, str(row["plain"]["seeds"]), *accuracies, *cells])
-    heading = ["Accuracy, %", "Seeds", "Plain", "With mirror image", "Difference, points", "p by seed"]
+    heading = ["Model", "Seeds", "Accuracy, %, plain", "With mirror image", "Difference, points", "p by seed"]
     return markdown_table([*heading, "Meningiomas, points"], lines)
 
 

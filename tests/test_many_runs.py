@@ -118,6 +118,7 @@ def test_a_plan_is_carried_out_once_and_pooled(phantom_dir: Path, tmp_path: Path
     means = tmp_path / "means"
     asking = ("flips.py", out, plan, "--out", means, "--split", "test", "--json", pooled)
     assert "give --data_dir" in run(*asking, fails=1)
+    assert "choose another one" in run("flips.py", out, plan, "--out", out, fails=2)
     run(*asking, "--data_dir", phantom_dir, "--cache_dir", tmp_path / "cache")
     classify = pipeline("image-classification", model=str(out / "hinton-f0-s1" / "student"), top_k=3)
     with np.load(out / "hinton-f0-s1.npz") as plain, np.load(means / "hinton-f0-s1.npz") as mean:
@@ -128,6 +129,8 @@ def test_a_plan_is_carried_out_once_and_pooled(phantom_dir: Path, tmp_path: Path
     told = json.loads(pooled.read_text())["entries"]
     assert set(told) == {"alone", "hinton", "teacher"}
     run(*asking)  # what was asked is not asked again
+    why = run("flips.py", tmp_path / "elsewhere", plan, "--out", means, fails=1)
+    assert "has not all the runs of" in why and "elsewhere" in why
 
     plan.write_text(yaml.safe_dump({**PLAN, "altered": False}))  # a plan may leave the altered slices out
     (out / "alone-f0-s1.npz").unlink()
