@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from many_runs import clean_pictures, is_finished, planned, probabilities, run_options
+from many_runs import clean_pictures, is_finished, keep_predictions, planned, probabilities, run_options
 from pool_runs import difference, entries, scores
 
 from hf_kdmri import TeacherForImageClassification
@@ -92,9 +92,7 @@ def write_means(run: dict[str, Any], arguments: argparse.Namespace) -> None:
         kept |= {f"{split} {key}": said[f"{split} {key}"] for key in ("label", "slice", "group")}
         mirrored = probabilities(model, clean_pictures(model, data.splits[split]).flip(-1))
         kept[f"{split} clean"] = (said[f"{split} clean"] + mirrored) / 2
-    written = arguments.out / run["name"] / "predictions.npz"
-    np.savez_compressed(written, **kept)  # type: ignore[arg-type]  # numpy's stub: a name might be `allow_pickle`
-    written.replace(arguments.out / f"{run['name']}.npz")
+    keep_predictions(kept, arguments.out, run["name"])
     print(f"{run['name']}: asked", file=sys.stderr, flush=True)
 
 

@@ -243,15 +243,20 @@ def one_run(run: dict[str, Any], arguments: argparse.Namespace) -> str:
                 model, data.splits[split], altered_of(split, data, options, arguments.out) if run["altered"] else {}
             ).items()
         }
-    written = folder.path / "predictions.npz"
-    np.savez_compressed(written, **kept)  # type: ignore[arg-type]  # numpy's stub: a name might be `allow_pickle`
-    written.replace(arguments.out / f"{run['name']}.npz")
+    keep_predictions(kept, arguments.out, run["name"])
     right = {
         name: (kept[f"validation {name}"].argmax(-1) == kept["validation label"]).mean()
         for name in ("clean", "cropped", "other look")
         if f"validation {name}" in kept
     }
     return ", ".join(f"{name} {100 * value:.1f}" for name, value in right.items())
+
+
+def keep_predictions(said: dict[str, np.ndarray], out: Path, name: str) -> None:
+    """Write what a run's model said, whole or not at all: from then on the run is finished."""
+    written = out / name / "predictions.npz"
+    np.savez_compressed(written, **said)  # type: ignore[arg-type]  # numpy's stub: a name might be `allow_pickle`
+    written.replace(out / f"{name}.npz")
 
 
 def altered_of(split: str, data: RunData, options: RunOptions, out: Path) -> dict[str, list[torch.Tensor]]:

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from hf_kdmri import DistillationModel, StudentForImageClassification
 from hf_kdmri.data.augmentation import RandomViews
 from hf_kdmri.training.averaging import TRAINING_FILE
-from tests.conftest import LABELS
+from tests.conftest import LABELS, ROOT
 from tests.tiny import tiny_model, tiny_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -178,11 +178,10 @@ dist.destroy_process_group()
 @pytest.mark.slow
 def test_two_processes_have_one_average(tmp_path: Path):
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
-    root = Path(__file__).resolve().parents[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29563"]
     done = subprocess.run(
         [*command, str(tmp_path / "two.py"), str(tmp_path)],
-        capture_output=True, text=True, cwd=root, timeout=500, env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True, text=True, cwd=ROOT, timeout=500, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]

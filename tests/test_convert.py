@@ -22,13 +22,13 @@ from dataset_script.parquet_layout import find_places, hub_config_name, plan_sha
 from hf_kdmri.data import assign_splits, find_slices, published_patients, read_slice, read_slices
 from hf_kdmri.data.phantom import write_phantom_archives
 from hf_kdmri.data.splits import CONFIGS, FOLDS, SPLITS
+from tests.conftest import ROOT
 from tests.data_fixtures import good_mat
 from tests.hub import Fault, refuse, serve_hub
 from tests.hub.client import use_hub
 from tests.hub.store import Entry
 from tests.test_documents import links
 
-ROOT = Path(__file__).parents[1]
 # Loads every configuration, as a table and as a stream, in a process that cannot import this repository.
 LOADER = """
 import pickle, sys

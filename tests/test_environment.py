@@ -17,6 +17,7 @@ from hf_kdmri.secrets import HIDDEN, hide_in_command, hide_secrets
 from hf_kdmri.training.environment import data_fingerprint, describe_environment, environment_differences
 from hf_kdmri.training.options import parse_options
 from hf_kdmri.training.run_folder import RunFolder
+from tests.conftest import ROOT
 
 TOKEN = "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZ01234567"  # of the Hub's form, of nobody
 
@@ -99,10 +100,9 @@ def test_logs_and_tracebacks_hide_tokens(tmp_path: Path):
         "logging.getLogger('some.library').warning('got %s', os.environ['HF_TOKEN'])\n"
         "raise ValueError('refused: ' + os.environ['HF_TOKEN'])\n"
     )
-    root = Path(__file__).resolve().parents[1]
     done = subprocess.run(
         [sys.executable, str(script)],
-        capture_output=True, text=True, env={**os.environ, "HF_TOKEN": TOKEN, "PYTHONPATH": str(root)}, timeout=120,
+        capture_output=True, text=True, env={**os.environ, "HF_TOKEN": TOKEN, "PYTHONPATH": str(ROOT)}, timeout=120,
     )  # fmt: skip
     assert TOKEN not in done.stdout + done.stderr
     assert f"got {HIDDEN}" in done.stderr and f"ValueError: refused: {HIDDEN}" in done.stderr

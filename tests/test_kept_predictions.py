@@ -17,7 +17,6 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.slow
 KEPT = ROOT / "experiments" / "predictions"
 PLANS = ROOT / "experiments" / "plans"
-CVIND = (KEPT / "short_cvind", PLANS / "short_cvind.yaml")
 both_plans = pytest.mark.parametrize("plan", ["short_cvind", "short_seeds"])
 both_splits = pytest.mark.parametrize("split", ["test", "validation"])
 
@@ -66,7 +65,7 @@ def test_they_give_the_figures_of_the_results(plan: str, split: str, again: Call
 
 
 def test_so_do_the_divided_groups(again: Callable[..., Any]) -> None:
-    kept, told = figures("divided_groups"), again("divided_groups", *CVIND)
+    kept, told = figures("divided_groups"), again("divided_groups", KEPT / "short_cvind", PLANS / "short_cvind.yaml")
     assert told.keys() == kept.keys()
     for name, row in kept.items():
         assert told[name]["divided"]["patient_groups"] == row["divided"]["patient_groups"] == 15

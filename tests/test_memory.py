@@ -13,8 +13,8 @@ import pytest
 from hf_kdmri.training import job, memory
 from hf_kdmri.training.options import parse_options
 from hf_kdmri.training.run_folder import RunFolder
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 glibc = pytest.mark.skipif(
     sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="needs Linux with glibc's allocator"

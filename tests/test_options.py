@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from hf_kdmri.training.options import OptionError, parse_options, read_config, write_config
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.conftest import ROOT
 
 
 def write(path: Path, text: str) -> str:

@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +28,7 @@ from hf_kdmri.data.splits import (
     published_patients,
     split_by_group,
 )
+from tests.conftest import ROOT
 
 ALL = [(config, fold) for config in CONFIGS for fold in range(FOLDS)]
 
@@ -188,14 +188,13 @@ def test_same_in_every_process():
         "print(json.dumps([assign_splits(*t.own(), c, f) for c, f in t.ALL if c != 'cvind']"
         " + [assign_splits(*t.published(), c, f) for c, f in t.ALL]))"
     )
-    root = Path(__file__).resolve().parents[1]
     here = [assign_splits(*own(), c, f) for c, f in ALL if c != "cvind"]
     here += [assign_splits(*published(), c, f) for c, f in ALL]
     for hash_seed in ("1", "2"):
         out = subprocess.run(
             [sys.executable, "-c", script],
-            cwd=root,
-            env={"PYTHONHASHSEED": hash_seed, "PATH": "", "PYTHONPATH": str(root)},
+            cwd=ROOT,
+            env={"PYTHONHASHSEED": hash_seed, "PATH": "", "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             check=True,

@@ -14,9 +14,8 @@ import yaml
 from hf_kdmri import StudentForImageClassification, TeacherForImageClassification
 from hf_kdmri.evaluation.statistics.predictions import Predictions
 from hf_kdmri.training.job import report_again
-from tests.conftest import LABELS
+from tests.conftest import LABELS, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = {
     "phantom_slices": 80,
     "teacher_architecture": "test_resnet",

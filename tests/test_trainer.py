@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from hf_kdmri import DistillationModel, DistillationTrainer, StudentForImageClassification
 from hf_kdmri.data.augmentation import RandomViews
 from hf_kdmri.distillation import LossOptions
+from tests.conftest import ROOT
 from tests.tiny import tiny_model, tiny_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -256,11 +257,10 @@ dist.destroy_process_group()
 def test_two_processes_agree_with_each_other_and_with_one(tmp_path: Path):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
-    root = Path(__file__).resolve().parents[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
     done = subprocess.run(
         [*command, str(script), str(tmp_path)],
-        capture_output=True, text=True, cwd=root, timeout=400, env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True, text=True, cwd=ROOT, timeout=400, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]

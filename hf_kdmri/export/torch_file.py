@@ -40,7 +40,7 @@ def export_torch(model_folder: str | Path, out_file: str | Path, *, images: Sequ
             (source.example,),
             dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
         )
-    forget_stack_traces(program)
+    _forget_where_it_was_made(program)
     archive = io.BytesIO()
     torch.export.save(program, archive, extra_files=source.facts())
     archive.seek(0)
@@ -52,7 +52,7 @@ def export_torch(model_folder: str | Path, out_file: str | Path, *, images: Sequ
     return out_file
 
 
-def forget_stack_traces(program: torch.export.ExportedProgram) -> None:
+def _forget_where_it_was_made(program: torch.export.ExportedProgram) -> None:
     """Leave out which files of this machine each operation is from; branches of a program note it as well."""
     for graph in program.graph_module.modules():
         if isinstance(graph, torch.fx.GraphModule):

@@ -18,11 +18,11 @@ import pytest
 
 from dataset_script import http_download
 from dataset_script.http_download import DownloadError, RefusedError, RemoteFile, download
+from tests.conftest import ROOT
 from tests.file_server import FileServer, plain, serve, status
 
 DATA = random.Random(0).randbytes(300_000)
 FILE = RemoteFile("some.zip", len(DATA), hashlib.sha256(DATA).hexdigest())
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

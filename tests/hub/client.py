@@ -9,9 +9,8 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
+from tests.conftest import ROOT
 from tests.hub.store import Hub
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def use_hub(monkeypatch: pytest.MonkeyPatch, hub: Hub, token: str | None = "hf_jane") -> list[float]:
