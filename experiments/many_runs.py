@@ -4,13 +4,14 @@
     python experiments/many_runs.py experiments/plans/folds.yaml --out RUNS --data_dir DIR --jobs 14 --seconds 425
 
 A plan is a YAML file: `options` shared by all, and `runs`, each with a `name`, a `stage` (teacher, baseline or
-student), `options` of its own, the name of its `teacher`, and the `folds` and `seeds` it is repeated over; `{fold}`
-and `{seed}` in names are filled in. `split: all` instead of a fold trains on everything but fold 0's validation slices.
-Each model is trained by the same functions as by `train_kd.py`, and predicts afterwards: the validation slices, as they
-are and, unless the plan says `altered: false`, altered (`altered_views.py`); where it says `test: true`, the test
-slices as well. Runs are begun in the order of the plan; what is finished is not done again, so the next plan can go on
-from the teachers of the last. What was broken off begins anew, or at its last checkpoint if the plan has any written
-(`save_strategy`). The command may be given again while it runs, for other runs of the same plan or with more jobs.
+student), `options` of its own, the name of the run that is its `teacher` (of any stage: a student may teach another),
+and the `folds` and `seeds` it is repeated over; `{fold}` and `{seed}` in names are filled in. `split: all` instead of a
+fold trains on everything but fold 0's validation slices. Each model is trained by the same functions as by
+`train_kd.py`, and predicts afterwards: the validation slices, as they are and, unless the plan says `altered: false`,
+altered (`altered_views.py`); where it says `test: true`, the test slices as well. Runs are begun in the order of the
+plan; what is finished is not done again, so the next plan can go on from the models of the last. What was broken off
+begins anew, or at its last checkpoint if the plan has any written (`save_strategy`). The command may be given again
+while it runs, for other runs of the same plan or with more jobs.
 
 For each run `RUNS/NAME` holds the model, its history and the code and versions that made it, `RUNS/NAME.npz` the
 predictions.
@@ -49,7 +50,7 @@ from hf_kdmri.training.environment import describe_environment
 from hf_kdmri.training.inputs import RunData, prepare_data, training_views, views_of
 from hf_kdmri.training.options import RunOptions, parse_options
 from hf_kdmri.training.run_folder import RunFolder
-from hf_kdmri.training.stages import build_student, build_teacher, train_stage
+from hf_kdmri.training.stages import STAGES, build_student, build_teacher, train_stage
 from hf_kdmri.whole_files import write_whole
 
 MADE_BY = "made_by.json"  # code, versions and machine, in a run's folder
@@ -78,7 +79,7 @@ def main() -> None:
     names = {run["name"] for run in runs}
     for run in runs:
         teacher = run.get("teacher", run["name"])
-        if teacher not in names and not has_teacher(teacher, arguments.out):
+        if teacher not in names and model_of(teacher, arguments.out) is None:
             parser.error(f"{run['name']} needs {teacher}, which {arguments.out} has not: add it to --only as well")
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.prepare_only:
@@ -172,7 +173,7 @@ def work(arguments: argparse.Namespace, asked: float) -> None:
         for run in runs:
             if is_finished(run["name"], arguments.out) or has_failed(run["name"], arguments.out, asked):
                 continue
-            if "teacher" in run and not has_teacher(run["teacher"], arguments.out):
+            if "teacher" in run and model_of(run["teacher"], arguments.out) is None:
                 waiting = waiting or not has_failed(run["teacher"], arguments.out, asked)
                 continue
             with contextlib.suppress(Timeout), claim_of(run["name"], arguments.out):
@@ -197,9 +198,10 @@ def is_finished(name: str, out: Path) -> bool:
     return (out / f"{name}.npz").is_file()
 
 
-def has_teacher(name: str, out: Path) -> bool:
-    """Whether the teacher of that name is trained."""
-    return (out / name / "teacher").is_dir()
+def model_of(name: str, out: Path) -> Path | None:
+    """The folder of a run's model, once it is trained."""
+    folder = RunFolder(out / name)
+    return next((folder.model_folder(stage) for stage in STAGES if folder.has_model(stage)), None)
 
 
 def has_failed(name: str, out: Path, since: float) -> bool:
@@ -294,7 +296,7 @@ def trained(
     model = (build_teacher if stage == "teacher" else build_student)(options, data.labels)
     teacher, size = None, model.image_size
     if stage == "student":
-        teacher = TeacherForImageClassification.from_pretrained(out / run["teacher"] / "teacher")
+        teacher = TeacherForImageClassification.from_pretrained(model_of(run["teacher"], out))
         size = max(size, teacher.image_size)
     views = training_views(data, size, options, state)
     validation = views_of(data.splits["validation"], model.image_size, options, state)

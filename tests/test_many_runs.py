@@ -140,3 +140,9 @@ def test_a_plan_is_carried_out_once_and_pooled(phantom_dir: Path, tmp_path: Path
         assert "test clean" in said and not any("cropped" in name or "look" in name for name in said)
     run("pool_runs.py", out, plan, "--split", "test", "--json", pooled)
     assert "balanced_cropped" not in json.loads(pooled.read_text())["entries"]["alone"]
+
+    self_taught = {"name": "self", "stage": "student", "teacher": "hinton-f0-s1"}  # a student may teach another
+    plan.write_text(yaml.safe_dump({**PLAN, "runs": [self_taught]}))
+    assert "1 of 1 runs" in run("many_runs.py", plan, *options)
+    logged = [json.loads(line) for line in (out / "self" / "history.jsonl").read_text().splitlines()]
+    assert any("loss_logit" in row for row in logged), logged
