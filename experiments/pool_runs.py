@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("plan", type=Path, help="its plan")
     parser.add_argument("--split", choices=["validation", "test"], default="validation", help="(default: %(default)s)")
     parser.add_argument("--folds", nargs="+", type=int, help="these alone, for a plan of which not all was done")
+    parser.add_argument("--seeds", nargs="+", type=int, help="these alone, of entries that the plan repeats over seeds")
     parser.add_argument("--against", nargs="+", default=[], metavar="A:B", help="differences A minus B, by plan names")
     parser.add_argument(
         "--ensemble",
@@ -62,7 +63,8 @@ def main() -> None:
     told: dict[str, Any] = {"split": arguments.split, "entries": {}, "differences": {}}
     pooled: dict[str, list[Sample]] = {}
     drawn: dict[str, Draws] = {}
-    for name, samples in entries(arguments.plan, arguments.runs, arguments.split, arguments.folds).items():
+    only = {"folds": arguments.folds, "seeds": arguments.seeds}
+    for name, samples in entries(arguments.plan, arguments.runs, arguments.split, **only).items():
         pooled[name] = samples
         drawn[name], told["entries"][name] = scores(samples)
     for asked in arguments.ensemble:
@@ -103,18 +105,24 @@ def short(name: str) -> str:
     return name.replace("-f{fold}", "").replace("-s{seed}", "")
 
 
-def entries(plan: Path, runs: Path, split: str, only: Sequence[int] | None = None) -> dict[str, list[Sample]]:
+def entries(
+    plan: Path, runs: Path, split: str, *, folds: Sequence[int] | None = None, seeds: Sequence[int] | None = None
+) -> dict[str, list[Sample]]:
     """The pooled samples of each entry of a plan by its short name; entries of which no seed is whole are left out."""
     told = yaml.safe_load(plan.read_text(encoding="utf-8"))["runs"]
-    samples = {short(entry["name"]): seeds_of(entry, runs, split, only) for entry in told}
+    samples = {short(entry["name"]): seeds_of(entry, runs, split, folds, seeds) for entry in told}
     return {name: of_seeds for name, of_seeds in samples.items() if of_seeds}
 
 
-def seeds_of(entry: dict[str, Any], runs: Path, split: str, only: Sequence[int] | None = None) -> list[Sample]:
-    """One pooled sample for each seed whose folds are all there; of the folds `only`, if given."""
+def seeds_of(
+    entry: dict[str, Any], runs: Path, split: str, only_folds: Sequence[int] | None, only_seeds: Sequence[int] | None
+) -> list[Sample]:
+    """One pooled sample for each seed whose folds are all there; of these folds and seeds only, if given."""
     samples = []
-    folds = [fold for fold in entry.get("folds", [0]) if only is None or fold in only]
+    folds = [fold for fold in entry.get("folds", [0]) if only_folds is None or fold in only_folds]
     for seed in entry.get("seeds", [42]):
+        if "seeds" in entry and only_seeds is not None and seed not in only_seeds:
+            continue
         files = [runs / f"{entry['name'].format(fold=fold, seed=seed)}.npz" for fold in folds]
         parts = {fold: dict(np.load(file)) for fold, file in zip(folds, files, strict=True) if file.is_file()}
         if len(parts) == len(folds) > 0 and all(f"{split} label" in part for part in parts.values()):
