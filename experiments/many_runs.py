@@ -6,12 +6,14 @@
 A plan is a YAML file: `options` shared by all, and `runs`, each with a `name`, a `stage` (teacher, baseline or
 student), `options` of its own, the name of the run that is its `teacher` (of any stage: a student may teach another),
 and the `folds` and `seeds` it is repeated over; `{fold}` and `{seed}` in names are filled in. `split: all` instead of a
-fold trains on everything but fold 0's validation slices. Each model is trained by the same functions as by
-`train_kd.py`, and predicts afterwards: the validation slices, as they are and, unless the plan says `altered: false`,
-altered (`altered_views.py`); where it says `test: true`, the test slices as well. Runs are begun in the order of the
-plan; what is finished is not done again, so the next plan can go on from the models of the last. What was broken off
-begins anew, or at its last checkpoint if the plan has any written (`save_strategy`). The command may be given again
-while it runs, for other runs of the same plan or with more jobs.
+fold trains on everything but fold 0's validation slices. `like: OTHER.yaml` takes over all but the runs of a plan in
+the same folder; what is said again counts.
+
+Each model is trained by the same functions as by `train_kd.py`, and predicts afterwards: the validation slices, as they
+are and, unless the plan says `altered: false`, altered (`altered_views.py`); where it says `test: true`, the test
+slices as well. Runs are begun in the order of the plan; what is finished is not done again, so the next plan can go on
+from the models of the last. What was broken off begins anew, or at its last checkpoint if the plan has any written
+(`save_strategy`). The command may be given again while it runs, for other runs of the same plan or with more jobs.
 
 For each run `RUNS/NAME` holds the model, its history and the code and versions that made it, `RUNS/NAME.npz` the
 predictions.
@@ -103,7 +105,7 @@ def main() -> None:
 
 def planned(plan: Path, only: Sequence[str] = ("*",)) -> Iterator[dict[str, Any]]:
     """The runs of a plan, one for each fold and seed, in order; of these, the ones whose name fits a pattern."""
-    told = yaml.safe_load(plan.read_text(encoding="utf-8"))
+    told = read_plan(plan)
     for run in told["runs"]:
         for seed in run.get("seeds", [42]):
             for fold in run.get("folds", [0]):
@@ -112,6 +114,15 @@ def planned(plan: Path, only: Sequence[str] = ("*",)) -> Iterator[dict[str, Any]
                 of_plan = {"test": told.get("test", False), "altered": told.get("altered", True)}
                 if any(fnmatch(names["name"], pattern) for pattern in only):
                     yield {**run, **of_plan, **names, "options": options}
+
+
+def read_plan(plan: Path) -> dict[str, Any]:
+    """A plan as it is written, with what it takes over from another one."""
+    told = yaml.safe_load(plan.read_text(encoding="utf-8"))
+    if "like" not in told:
+        return told
+    other = read_plan(plan.parent / told["like"])
+    return {**other, **told, "options": {**other.get("options", {}), **told.get("options", {})}}
 
 
 def prepare(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> None:

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
-from many_runs import MADE_BY, planned
+from many_runs import MADE_BY, planned, read_plan
 from sklearn.metrics import balanced_accuracy_score
 
 from hf_kdmri.data.mat_file import LABEL_NAMES as LABELS
@@ -109,7 +108,7 @@ def entries(
     plan: Path, runs: Path, split: str, *, folds: Sequence[int] | None = None, seeds: Sequence[int] | None = None
 ) -> dict[str, list[Sample]]:
     """The pooled samples of each entry of a plan by its short name; entries of which no seed is whole are left out."""
-    told = yaml.safe_load(plan.read_text(encoding="utf-8"))["runs"]
+    told = read_plan(plan)["runs"]
     samples = {short(entry["name"]): seeds_of(entry, runs, split, folds, seeds) for entry in told}
     return {name: of_seeds for name, of_seeds in samples.items() if of_seeds}
 

@@ -141,8 +141,11 @@ def test_a_plan_is_carried_out_once_and_pooled(phantom_dir: Path, tmp_path: Path
     run("pool_runs.py", out, plan, "--split", "test", "--json", pooled)
     assert "balanced_cropped" not in json.loads(pooled.read_text())["entries"]["alone"]
 
+    further = plan.with_name("further.yaml")
     self_taught = {"name": "self", "stage": "student", "teacher": "hinton-f0-s1"}  # a student may teach another
-    plan.write_text(yaml.safe_dump({**PLAN, "runs": [self_taught]}))
-    assert "1 of 1 runs" in run("many_runs.py", plan, *options)
+    further.write_text(yaml.safe_dump({"like": plan.name, "test": False, "runs": [self_taught]}))
+    assert "1 of 1 runs" in run("many_runs.py", further, *options)
+    assert "test label" not in np.load(out / "self.npz")
+    assert StudentForImageClassification.from_pretrained(out / "self" / "student").config.architecture == "test_vit"
     logged = [json.loads(line) for line in (out / "self" / "history.jsonl").read_text().splitlines()]
     assert any("loss_logit" in row for row in logged), logged
