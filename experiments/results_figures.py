@@ -35,7 +35,7 @@ BLOCKS = {
     "short_random": "Slices at random, 10 epochs\n(leaks: for comparison only)",
     "short_cvind": "The authors' folds, 10 epochs\n(repeat scans may be divided)",
     "short_folds": "Patient groups, 10 epochs\n(seed 42)",
-    "short_seeds": "Patient groups, 10 epochs\n(seed 43)",
+    "short_seeds": "Patient groups, 10 epochs\n(seeds 43 and 44)",
     "folds": "Patient groups, 25 epochs\n(three seeds alone)",
 }
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
