@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,9 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.slow
 KEPT = ROOT / "experiments" / "predictions"
 PLANS = ROOT / "experiments" / "plans"
-both_plans = pytest.mark.parametrize("plan", ["short_cvind", "short_seeds"])
+FOLDER = {"short_cvind": "short_cvind"} | dict.fromkeys(["short_seeds", "short_self", "short_masks"], "short_seeds")
+every_plan = pytest.mark.parametrize("plan", FOLDER)
+both_folders = pytest.mark.parametrize("folder", ["short_cvind", "short_seeds"])
 both_splits = pytest.mark.parametrize("split", ["test", "validation"])
 
 
@@ -38,23 +41,27 @@ def figures(name: str, split: str = "test") -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-@both_plans
-def test_every_slice_was_tested_once_by_models_of_its_fold(plan: str) -> None:
+@both_folders
+def test_every_slice_was_tested_once_by_models_of_its_fold(folder: str) -> None:
     slices_of_fold = dict.fromkeys(range(5), 0)
     for patient in published_patients().values():
-        slices_of_fold[patient.cvind - 1 if plan == "short_cvind" else patient.part // PARTS_PER_FOLD] += patient.slices
-    for entry in sorted({path.stem.split("-")[0] for path in (KEPT / plan).glob("*.npz")}):
-        tested = {fold: np.load(next((KEPT / plan).glob(f"{entry}-f{fold}*.npz")))["test slice"] for fold in range(5)}
+        of_fold = patient.cvind - 1 if folder == "short_cvind" else patient.part // PARTS_PER_FOLD
+        slices_of_fold[of_fold] += patient.slices
+    said = {path.stem: np.load(path) for path in (KEPT / folder).glob("*.npz")}
+    names = {re.sub(r"-f\d", "-f{}", name) for name, one in said.items() if "test slice" in one}
+    assert len(names) >= 4
+    for name in names:
+        tested = {fold: said[name.format(fold)]["test slice"] for fold in range(5)}
         assert {fold: len(slices) for fold, slices in tested.items()} == slices_of_fold
         assert sorted(np.concatenate(list(tested.values()))) == list(range(1, 3065))
 
 
-@both_plans
+@every_plan
 @both_splits
 def test_they_give_the_figures_of_the_results(plan: str, split: str, again: Callable[..., Any]) -> None:
     kept = figures(plan, split)
     asked = ("--split", split, "--against", *kept["differences"])
-    told = again("pool_runs", KEPT / plan, PLANS / f"{plan}.yaml", *asked)
+    told = again("pool_runs", KEPT / FOLDER[plan], PLANS / f"{plan}.yaml", *asked)
     assert told["runs"] == kept["runs"]
     for name, row in kept["entries"].items():
         assert told["entries"][name]["accuracy"]["value"] == pytest.approx(row["accuracy"]["value"])
@@ -72,12 +79,21 @@ def test_so_do_the_divided_groups(again: Callable[..., Any]) -> None:
         assert told[name]["difference"]["interval"] == pytest.approx(row["difference"]["interval"])
 
 
-@both_plans
+def test_one_seed_can_be_asked_for(again: Callable[..., Any]) -> None:
+    kept = figures("short_seeds")["entries"]
+    told = again("pool_runs", KEPT / "short_seeds", PLANS / "short_seeds.yaml", "--split", "test", "--seeds", 44)
+    assert {name: row["seeds"] for name, row in told["entries"].items()} == {"teacher": 1, "alone": 1, "hinton": 1}
+    for name in ("alone", "hinton"):
+        each = kept[name]["accuracy_over_seeds"]["each"]
+        assert told["entries"][name]["accuracy"]["value"] == pytest.approx(each[1]) != pytest.approx(each[0])
+
+
+@both_folders
 @both_splits
-def test_so_do_answers_with_a_mirror_image(plan: str, split: str, again: Callable[..., Any]) -> None:
-    name = plan.replace("short", "flips")
+def test_so_do_answers_with_a_mirror_image(folder: str, split: str, again: Callable[..., Any]) -> None:
+    name = folder.replace("short", "flips")
     kept = figures(name, split)["entries"]
-    told = again("flips", KEPT / plan, PLANS / f"{plan}.yaml", "--out", KEPT / name, "--split", split)["entries"]
+    told = again("flips", KEPT / folder, PLANS / f"{folder}.yaml", "--out", KEPT / name, "--split", split)["entries"]
     assert told.keys() == kept.keys()
     for entry, row in kept.items():
         for which in ("mirrored", "difference"):
