@@ -37,6 +37,7 @@ from hf_kdmri.evaluation.statistics.summary_tables import difference_cell, estim
 from hf_kdmri.training.run_folder import RunFolder
 
 DRAWS = 2000
+COMPARED = ("accuracy", "macro_f1", "patient_accuracy")
 ALTERED = {"cropped": "balanced_cropped", "other look": "balanced_other_look"}  # kept under, reported as
 Sample = dict[str, np.ndarray]
 
@@ -79,6 +80,7 @@ def main() -> None:
     print(table(told))
     for pair, row in told["differences"].items():
         p = ", ".join(map(p_cell, row["permutation_p"]))
+        p += f", of their mean {p_cell(row['permutation_p_of_mean'])}" if "permutation_p_of_mean" in row else ""
         print(f"{pair}: accuracy {difference_cell(row['accuracy'])} points, permutation p by seed {p}")
     if arguments.json:
         arguments.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
@@ -185,7 +187,7 @@ def scores(samples: list[Sample]) -> tuple[Draws, dict[str, Any]]:
     each = [draws_of(sample) for sample in samples]
     groups = each[0][2]
     mean = {name: np.mean([slices[name] for slices, _, _ in each], axis=0) for name in each[0][0]}
-    patients = np.mean([of_patients["accuracy"] for _, of_patients, _ in each], axis=0)
+    mean["patient_accuracy"] = np.mean([of_patients["accuracy"] for _, of_patients, _ in each], axis=0)
     per_class = mean["recall_per_class"]
 
     def over_seeds(values: list[float]) -> dict[str, Any]:
@@ -196,8 +198,7 @@ def scores(samples: list[Sample]) -> tuple[Draws, dict[str, Any]]:
         "seeds": len(samples),
         "slices": len(samples[0]["label"]),
         "patient_groups": groups,
-        **{name: estimate(mean[name], groups) for name in ("accuracy", "macro_f1", "balanced_accuracy")},
-        "patient_accuracy": estimate(patients, groups),
+        **{name: estimate(mean[name], groups) for name in (*COMPARED, "balanced_accuracy")},
         "recall": {label: estimate(per_class[:, c], groups) for c, label in enumerate(LABELS)},
         "accuracy_over_seeds": over_seeds([float(slices["accuracy"][0]) for slices, _, _ in each]),
         "accuracy_by_fold": [
@@ -227,19 +228,26 @@ def difference(pooled: dict[str, list[Sample]], drawn: dict[str, Draws], one: st
     if not np.array_equal(pooled[one][0]["slice"], pooled[other][0]["slice"]):
         sys.exit(f"--against {one}:{other}: the two were tested on other folds, so they cannot be compared")
     groups, index = np.unique(pooled[one][0]["group"], return_inverse=True)
-    told: dict[str, Any] = {
-        name: estimate(drawn[one][name] - drawn[other][name], len(groups)) for name in ("accuracy", "macro_f1")
-    }
+    told: dict[str, Any] = {name: estimate(drawn[one][name] - drawn[other][name], len(groups)) for name in COMPARED}
     told["recall"] = {
         label: estimate(drawn[one]["recall_per_class"][:, c] - drawn[other]["recall_per_class"][:, c], len(groups))
         for c, label in enumerate(LABELS)
     }
-    told["permutation_p"] = []
-    for first, second in zip(pooled[one], pooled[other], strict=False):
-        predicted = first["clean"].argmax(1), second["clean"].argmax(1)
-        tested = permutation_test(*predicted, first["label"], index, classes=len(LABELS))
-        told["permutation_p"].append(tested["accuracy"])
+    pairs = list(zip(pooled[one], pooled[other], strict=False))
+    told["permutation_p"] = [permuted([pair], index) for pair in pairs]
+    if len(pairs) > 1 and len(pooled[one]) == len(pooled[other]):
+        told["permutation_p_of_mean"] = permuted(pairs, index)
     return told
+
+
+def permuted(pairs: list[tuple[Sample, Sample]], index: np.ndarray) -> Any:
+    """Test two entries' accuracies, means over seeds: a patient's answers change sides together, those of all seeds."""
+    first, second = ([sample["clean"].argmax(1) for sample in side] for side in zip(*pairs, strict=True))
+    labels = np.tile(pairs[0][0]["label"], len(pairs))
+    tested = permutation_test(
+        np.concatenate(first), np.concatenate(second), labels, np.tile(index, len(pairs)), classes=len(LABELS)
+    )
+    return tested["accuracy"]
 
 
 def table(told: dict[str, Any]) -> str:
