@@ -86,10 +86,18 @@ class AveragedTrainer(GuardedTrainer):
         student.load_state_dict(load_file(folder / TRAINING_FILE))
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        student = self._distillation_model().student
         if self._average is not None:  # before the best checkpoint is loaded, if one is
-            self._distillation_model().student.load_state_dict(self._average.module.state_dict())
+            student.load_state_dict(self._average.module.state_dict())
             self._average = None
+        self._share_buffers(student)  # all go on with the one that the first process saves
         return super()._finalize_training(*args, **kwargs)
+
+    def _share_buffers(self, model: nn.Module) -> None:
+        """Give every process the first one's running statistics: each has seen other batches."""
+        if self.args.world_size > 1:
+            for buffer in model.buffers():
+                distributed.broadcast(buffer, src=0)
 
     @contextmanager
     def _student_is_average(self) -> Iterator[None]:
@@ -97,9 +105,7 @@ class AveragedTrainer(GuardedTrainer):
             yield
             return
         student, average = self._distillation_model().student, self._average.module
-        if self.args.world_size > 1:  # each process has seen other batches
-            for buffer in average.buffers():
-                distributed.broadcast(buffer, src=0)
+        self._share_buffers(average)
         _exchange(student, average)
         try:
             yield

@@ -123,10 +123,6 @@ def train_stage(
     if trainer.is_world_process_zero() and begun:
         print(f"  {stage}: {f'goes on from {last}' if last else 'begins anew'}", flush=True)
     trainer.train(resume_from_checkpoint=last)
-    if trainer.accelerator.num_processes > 1:
-        # After the last step each process has running statistics of its own; all go on with those that are saved.
-        for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, src=0)
     if trainer.is_world_process_zero():
         run.save_model(stage, model)
     trainer.accelerator.wait_for_everyone()
