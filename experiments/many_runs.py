@@ -5,9 +5,10 @@
 
 A plan is a YAML file: `options` shared by all, and `runs`, each with a `name`, a `stage` (teacher, baseline or
 student), `options` of its own, the name of the run that is its `teacher` (of any stage: a student may teach another),
-and the `folds` and `seeds` it is repeated over; `{fold}` and `{seed}` in names are filled in. `split: all` instead of a
-fold trains on everything but fold 0's validation slices. `like: OTHER.yaml` takes over all but the runs of a plan in
-the same folder; what is said again counts.
+of the run that it `goes_on_from` (whose weights it starts with, of the same network), and the `folds` and `seeds` it is
+repeated over; `{fold}` and `{seed}` in names are filled in. `split: all` instead of a fold trains on everything but
+fold 0's validation slices. `like: OTHER.yaml` takes over all but the runs of a plan in the same folder; what is said
+again counts.
 
 Each model is trained by the same functions as by `train_kd.py`, and predicts afterwards: the validation slices, as they
 are and, unless the plan says `altered: false`, altered (`altered_views.py`); where it says `test: true`, the test
@@ -55,6 +56,8 @@ from hf_kdmri.training.run_folder import RunFolder
 from hf_kdmri.training.stages import STAGES, build_student, build_teacher, train_stage
 from hf_kdmri.whole_files import write_whole
 
+NEEDED = ("teacher", "goes_on_from")  # other runs, whose models a run needs
+NAMED = ("name", *NEEDED)
 MADE_BY = "made_by.json"  # code, versions and machine, in a run's folder
 _FORK = multiprocessing.get_context("fork")  # all that is imported is there at once
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
@@ -80,9 +83,9 @@ def main() -> None:
         parser.error(f"no run of {arguments.plan} has such a name: {' '.join(arguments.only)}")
     names = {run["name"] for run in runs}
     for run in runs:
-        teacher = run.get("teacher", run["name"])
-        if teacher not in names and model_of(teacher, arguments.out) is None:
-            parser.error(f"{run['name']} needs {teacher}, which {arguments.out} has not: add it to --only as well")
+        for other in needed_by(run):
+            if other not in names and model_of(other, arguments.out) is None:
+                parser.error(f"{run['name']} needs {other}, which {arguments.out} has not: add it to --only as well")
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.prepare_only:
         prepare(runs, arguments)
@@ -109,7 +112,7 @@ def planned(plan: Path, only: Sequence[str] = ("*",)) -> Iterator[dict[str, Any]
     for run in told["runs"]:
         for seed in run.get("seeds", [42]):
             for fold in run.get("folds", [0]):
-                names = {key: run[key].format(fold=fold, seed=seed) for key in ("name", "teacher") if key in run}
+                names = {key: run[key].format(fold=fold, seed=seed) for key in NAMED if key in run}
                 options = {**told.get("options", {}), **run.get("options", {}), "fold": fold, "seed": seed}
                 of_plan = {"test": told.get("test", False), "altered": told.get("altered", True)}
                 if any(fnmatch(names["name"], pattern) for pattern in only):
@@ -184,8 +187,9 @@ def work(arguments: argparse.Namespace, asked: float) -> None:
         for run in runs:
             if is_finished(run["name"], arguments.out) or has_failed(run["name"], arguments.out, asked):
                 continue
-            if "teacher" in run and model_of(run["teacher"], arguments.out) is None:
-                waiting = waiting or not has_failed(run["teacher"], arguments.out, asked)
+            missing = [other for other in needed_by(run) if model_of(other, arguments.out) is None]
+            if missing:
+                waiting = waiting or not any(has_failed(other, arguments.out, asked) for other in missing)
                 continue
             with contextlib.suppress(Timeout), claim_of(run["name"], arguments.out):
                 if not is_finished(run["name"], arguments.out):  # by whoever had it until now
@@ -195,6 +199,11 @@ def work(arguments: argparse.Namespace, asked: float) -> None:
             if not waiting:
                 return
             time.sleep(1)
+
+
+def needed_by(run: dict[str, Any]) -> list[str]:
+    """Names of the runs whose models a run needs."""
+    return [run[key] for key in NEEDED if key in run]
 
 
 def claim_of(name: str, out: Path) -> FileLock:
@@ -305,6 +314,9 @@ def trained(
     if folder.has_model(stage):
         return TeacherForImageClassification.from_pretrained(folder.model_folder(stage))
     model = (build_teacher if stage == "teacher" else build_student)(options, data.labels)
+    if "goes_on_from" in run:
+        earlier = TimmClassifier.from_pretrained(model_of(run["goes_on_from"], out))
+        model.load_state_dict(earlier.state_dict())
     teacher, size = None, model.image_size
     if stage == "student":
         teacher = TeacherForImageClassification.from_pretrained(model_of(run["teacher"], out))

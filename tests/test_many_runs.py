@@ -15,7 +15,7 @@ import yaml
 from PIL import ImageOps
 from transformers import pipeline
 
-from hf_kdmri import StudentForImageClassification
+from hf_kdmri import StudentForImageClassification, TeacherForImageClassification
 from hf_kdmri.data.loading import load_slices
 from tests.conftest import LABELS, ROOT
 
@@ -143,8 +143,16 @@ def test_a_plan_is_carried_out_once_and_pooled(phantom_dir: Path, tmp_path: Path
 
     further = plan.with_name("further.yaml")
     self_taught = {"name": "self", "stage": "student", "teacher": "hinton-f0-s1"}  # a student may teach another
-    further.write_text(yaml.safe_dump({"like": plan.name, "test": False, "runs": [self_taught]}))
-    assert "1 of 1 runs" in run("many_runs.py", further, *options)
+    still = {"goes_on_from": "teacher-f0", "options": {"teacher_learning_rate": 0.0}}  # begins with what that one has learnt
+    runs = [self_taught, {"name": "still", "stage": "teacher", **still}]
+    further.write_text(yaml.safe_dump({"like": plan.name, "test": False, "runs": runs}))
+    assert "2 of 2 runs" in run("many_runs.py", further, *options)
+    weights = [
+        dict(TeacherForImageClassification.from_pretrained(out / name / "teacher").named_parameters())
+        for name in ("teacher-f0", "still")
+    ]
+    for key, value in weights[0].items():
+        np.testing.assert_array_equal(value.detach(), weights[1][key].detach())
     assert "test label" not in np.load(out / "self.npz")
     assert StudentForImageClassification.from_pretrained(out / "self" / "student").config.architecture == "test_vit"
     logged = [json.loads(line) for line in (out / "self" / "history.jsonl").read_text().splitlines()]
