@@ -143,7 +143,7 @@ def test_a_plan_is_carried_out_once_and_pooled(phantom_dir: Path, tmp_path: Path
 
     further = plan.with_name("further.yaml")
     self_taught = {"name": "self", "stage": "student", "teacher": "hinton-f0-s1"}  # a student may teach another
-    still = {"goes_on_from": "teacher-f0", "options": {"teacher_learning_rate": 0.0}}  # begins with what that one has learnt
+    still = {"goes_on_from": "teacher-f0", "options": {"teacher_learning_rate": 0.0}}  # keeps what that one has learnt
     runs = [self_taught, {"name": "still", "stage": "teacher", **still}]
     further.write_text(yaml.safe_dump({"like": plan.name, "test": False, "runs": runs}))
     assert "2 of 2 runs" in run("many_runs.py", further, *options)
