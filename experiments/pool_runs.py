@@ -37,7 +37,8 @@ from hf_kdmri.evaluation.statistics.summary_tables import difference_cell, estim
 from hf_kdmri.training.run_folder import RunFolder
 
 DRAWS = 2000
-COMPARED = ("accuracy", "macro_f1", "patient_accuracy")
+COMPARED = ("accuracy", "macro_f1", "patient_accuracy", "macro_auroc", "brier")
+PER_CLASS = {"recall": "recall_per_class", "auroc": "auroc_per_class"}  # reported as, of `draw_metrics`
 ALTERED = {"cropped": "balanced_cropped", "other look": "balanced_other_look"}  # kept under, reported as
 Sample = dict[str, np.ndarray]
 
@@ -188,7 +189,6 @@ def scores(samples: list[Sample]) -> tuple[Draws, dict[str, Any]]:
     groups = each[0][2]
     mean = {name: np.mean([slices[name] for slices, _, _ in each], axis=0) for name in each[0][0]}
     mean["patient_accuracy"] = np.mean([of_patients["accuracy"] for _, of_patients, _ in each], axis=0)
-    per_class = mean["recall_per_class"]
 
     def over_seeds(values: list[float]) -> dict[str, Any]:
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
@@ -199,7 +199,7 @@ def scores(samples: list[Sample]) -> tuple[Draws, dict[str, Any]]:
         "slices": len(samples[0]["label"]),
         "patient_groups": groups,
         **{name: estimate(mean[name], groups) for name in (*COMPARED, "balanced_accuracy")},
-        "recall": {label: estimate(per_class[:, c], groups) for c, label in enumerate(LABELS)},
+        **{name: by_class(mean[key], groups) for name, key in PER_CLASS.items()},
         "accuracy_over_seeds": over_seeds([float(slices["accuracy"][0]) for slices, _, _ in each]),
         "accuracy_by_fold": [
             float(np.mean([(s["clean"].argmax(1) == s["label"])[s["fold"] == fold].mean() for s in samples]))
@@ -212,6 +212,11 @@ def scores(samples: list[Sample]) -> tuple[Draws, dict[str, Any]]:
         if key in samples[0]:
             told[name] = over_seeds([balanced(s, key) for s in samples])
     return mean, told
+
+
+def by_class(values: np.ndarray, groups: int) -> dict[str, Any]:
+    """Each class's estimate from (draws, classes)."""
+    return {label: estimate(values[:, c], groups) for c, label in enumerate(LABELS)}
 
 
 def balanced(sample: Sample, key: str) -> float:
@@ -229,10 +234,7 @@ def difference(pooled: dict[str, list[Sample]], drawn: dict[str, Draws], one: st
         sys.exit(f"--against {one}:{other}: the two were tested on other folds, so they cannot be compared")
     groups, index = np.unique(pooled[one][0]["group"], return_inverse=True)
     told: dict[str, Any] = {name: estimate(drawn[one][name] - drawn[other][name], len(groups)) for name in COMPARED}
-    told["recall"] = {
-        label: estimate(drawn[one]["recall_per_class"][:, c] - drawn[other]["recall_per_class"][:, c], len(groups))
-        for c, label in enumerate(LABELS)
-    }
+    told |= {name: by_class(drawn[one][key] - drawn[other][key], len(groups)) for name, key in PER_CLASS.items()}
     pairs = list(zip(pooled[one], pooled[other], strict=False))
     told["permutation_p"] = [permuted([pair], index) for pair in pairs]
     if len(pairs) > 1 and len(pooled[one]) == len(pooled[other]):
@@ -253,7 +255,7 @@ def permuted(pairs: list[tuple[Sample, Sample]], index: np.ndarray) -> Any:
 def table(told: dict[str, Any]) -> str:
     """The figures for people."""
     heading = ["", "Seeds", "Accuracy", "SD over seeds", "By fold", "Macro F1", *LABELS, "Patients right"]
-    heading += ["ECE", "scaled", "Cropped", "Other look"]
+    heading += ["Macro AUROC", "Brier", "ECE", "scaled", "Cropped", "Other look"]
     lines = [
         [
             name, str(row["seeds"]), estimate_cell(row["accuracy"], "accuracy"),
@@ -262,6 +264,7 @@ def table(told: dict[str, Any]) -> str:
             estimate_cell(row["macro_f1"], "macro_f1"),
             *(estimate_cell(row["recall"][label], "recall") for label in LABELS),
             estimate_cell(row["patient_accuracy"], "accuracy"),
+            *(estimate_cell(row[name], name) for name in ("macro_auroc", "brier")),
             f"{row['ece']['mean']:.3f}", f"{row['ece_scaled']['mean']:.3f}",
             *(f"{100 * row[key]['mean']:.1f}" if key in row else "" for key in ALTERED.values()),
         ]

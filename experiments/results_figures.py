@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the two figures of RESULTS.md from the figures that `pool_runs.py` wrote beside this file.
+"""Draw the two figures of RESULTS.md and its pages from the figures that `pool_runs.py` wrote beside this file.
 
     python experiments/results_figures.py --out docs/figures
 
@@ -35,13 +35,15 @@ BLOCKS = {
     "short_random": "Slices at random, 10 epochs\n(leaks: for comparison only)",
     "short_cvind": "The authors' folds, 10 epochs\n(repeat scans may be divided)",
     "short_folds": "Patient groups, 10 epochs\n(seed 42)",
-    "short_seeds": "Patient groups, 10 epochs\n(seeds 43 and 44)",
+    "short_strong": "Patient groups, 10 epochs\n(seeds 43 and 44)",
     "folds": "Patient groups, 25 epochs\n(three seeds alone)",
 }
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "teacher": ("Teacher", MODEL_STYLES["teacher"]),
+    "strong": ("Teacher with masks, 224 px", {**MODEL_STYLES["teacher"], "markerfacecolor": "white"}),
     "alone": ("Student alone", MODEL_STYLES["baseline"]),
     "hinton": ("Distilled, Hinton's loss", MODEL_STYLES["student"]),
+    "taught": ("Distilled, teacher with masks", {**MODEL_STYLES["student"], "markerfacecolor": "white"}),
     "fusion": ("Distilled, our fusion", {"color": SKY, "marker": "D", "linestyle": ":"}),
 }
 
@@ -88,7 +90,7 @@ def accuracies(told: dict[str, Any], out: Path) -> tuple[Path, Path]:
     for axes in (left, right):
         light_grid(axes, "x")
     handles = [Line2D([], [], label=title, **{**style, "linestyle": "-"}) for title, style in ARMS.values()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(ARMS))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return save_figure(figure, out)
 
 
@@ -109,7 +111,8 @@ def epochs(told: dict[str, Any], out: Path) -> tuple[Path, Path]:
     )  # fmt: skip
     grid = figure.subplots(1, 5, sharey=True)
     for fold, axes in enumerate(grid):
-        for arm, (title, style) in list(ARMS.items())[1:]:
+        for arm in ("alone", "hinton", "fusion"):
+            title, style = ARMS[arm]
             values = [100 * value for value in told["runs"][f"{arm}-f{fold}-s42"]["validation_accuracy"]]
             axes.plot(range(1, len(values) + 1), values, label=title, markersize=3.5, linewidth=1.5, **style)
             if arm == "alone":

@@ -62,7 +62,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_every_page_of_docs_can_be_found() -> None:
     linked = {(page.parent / urlsplit(link).path).resolve() for page in pages() for link in links(page)}
-    orphans = {path for path in (ROOT / "docs").glob("*.md")} - linked
+    orphans = {path for path in (ROOT / "docs").rglob("*.md")} - linked
     assert not orphans, f"no page links to {sorted(path.name for path in orphans)}"
 
 

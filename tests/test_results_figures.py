@@ -1,4 +1,4 @@
-"""The figures of RESULTS.md are drawn from the committed figures, and say the same."""
+"""The figures of the results are drawn from the committed figures, and say the same."""
 
 from __future__ import annotations
 
@@ -20,5 +20,8 @@ def test_figures_say_what_the_pooled_runs_say(tmp_path: Path, experiment: Callab
             assert f">{100 * entries[arm]['accuracy']['value']:.1f}<" in drawn
     assert "Fold 4" in (tmp_path / "results_epochs.svg").read_text(encoding="utf-8")
     assert all((tmp_path / f"{name}.png").stat().st_size > 20_000 for name in ("results", "results_epochs"))
-    for name in ("results.png", "results_epochs.png"):
-        assert f"docs/figures/{name}" in (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+    for page, figure in (
+        ("RESULTS.md", "docs/figures/results.png"),
+        ("docs/results/short_schedule.md", "../figures/results_epochs.png"),
+    ):
+        assert f"]({figure})" in (ROOT / page).read_text(encoding="utf-8")
