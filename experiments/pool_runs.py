@@ -128,7 +128,7 @@ def seeds_of(
         files = [runs / f"{entry['name'].format(fold=fold, seed=seed)}.npz" for fold in folds]
         parts = {fold: dict(np.load(file)) for fold, file in zip(folds, files, strict=True) if file.is_file()}
         if len(parts) == len(folds) > 0 and all(f"{split} label" in part for part in parts.values()):
-            samples.append(pool(parts, split))
+            samples.append({**pool(parts, split), "seed": np.array(seed)})
     return samples
 
 
@@ -226,7 +226,10 @@ def balanced(sample: Sample, key: str) -> float:
 
 
 def difference(pooled: dict[str, list[Sample]], drawn: dict[str, Draws], one: str, other: str) -> dict[str, Any]:
-    """Entry `one` minus entry `other`: intervals over patients of the seeds' mean, and a permutation test per seed."""
+    """Entry `one` minus entry `other`: intervals over patients of the seeds' mean, and a permutation test per seed.
+
+    Seed is compared with seed; a model of one seed, as a teacher or an ensemble, with every seed of the other entry.
+    """
     for name in (one, other):
         if name not in pooled:
             sys.exit(f"--against {one}:{other}: no seed of {name!r} is finished; there are {', '.join(pooled)}")
@@ -235,11 +238,20 @@ def difference(pooled: dict[str, list[Sample]], drawn: dict[str, Draws], one: st
     groups, index = np.unique(pooled[one][0]["group"], return_inverse=True)
     told: dict[str, Any] = {name: estimate(drawn[one][name] - drawn[other][name], len(groups)) for name in COMPARED}
     told |= {name: by_class(drawn[one][key] - drawn[other][key], len(groups)) for name, key in PER_CLASS.items()}
-    pairs = list(zip(pooled[one], pooled[other], strict=False))
+    pairs = pairs_of(pooled[one], pooled[other])
     told["permutation_p"] = [permuted([pair], index) for pair in pairs]
-    if len(pairs) > 1 and len(pooled[one]) == len(pooled[other]):
+    if len(pairs) == max(len(pooled[one]), len(pooled[other])) > 1:
         told["permutation_p_of_mean"] = permuted(pairs, index)
     return told
+
+
+def pairs_of(first: list[Sample], second: list[Sample]) -> list[tuple[Sample, Sample]]:
+    """The samples of two entries that are compared, in the order of their seeds."""
+    if len(first) == 1 or len(second) == 1:
+        pairs = [(a, b) for a in first for b in second]
+    else:
+        pairs = [(a, b) for a in first for b in second if a["seed"] == b["seed"]]
+    return sorted(pairs, key=lambda pair: tuple(int(sample["seed"]) for sample in pair))
 
 
 def permuted(pairs: list[tuple[Sample, Sample]], index: np.ndarray) -> Any:
