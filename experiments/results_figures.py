@@ -40,10 +40,10 @@ BLOCKS = {
 }
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "teacher": ("Teacher", MODEL_STYLES["teacher"]),
-    "strong": ("Teacher with masks, 224 px", {**MODEL_STYLES["teacher"], "markerfacecolor": "white"}),
+    "strong": ("Better teacher (masks, 224 px)", {**MODEL_STYLES["teacher"], "markerfacecolor": "white"}),
     "alone": ("Student alone", MODEL_STYLES["baseline"]),
     "hinton": ("Distilled, Hinton's loss", MODEL_STYLES["student"]),
-    "taught": ("Distilled, teacher with masks", {**MODEL_STYLES["student"], "markerfacecolor": "white"}),
+    "taught": ("Distilled, better teacher", {**MODEL_STYLES["student"], "markerfacecolor": "white"}),
     "fusion": ("Distilled, our fusion", {"color": SKY, "marker": "D", "linestyle": ":"}),
 }
 
