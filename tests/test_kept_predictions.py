@@ -81,6 +81,14 @@ def test_so_do_the_divided_groups(again: Callable[..., Any]) -> None:
         assert told[name]["difference"]["interval"] == pytest.approx(row["difference"]["interval"])
 
 
+def test_so_does_the_search(again: Callable[..., Any]) -> None:
+    kept = figures("short_search")
+    plan = PLANS / "short_search.yaml"
+    told = again("pool_runs", KEPT / "short_seeds", plan, "--folds", 0, 1, "--against", *kept["differences"])
+    for pair, row in kept["differences"].items():
+        assert told["differences"][pair]["accuracy"]["interval"] == pytest.approx(row["accuracy"]["interval"])
+
+
 def test_one_seed_can_be_asked_for(again: Callable[..., Any]) -> None:
     kept = figures("short_seeds")["entries"]
     told = again("pool_runs", KEPT / "short_seeds", PLANS / "short_seeds.yaml", "--split", "test", "--seeds", 44)
