@@ -119,10 +119,10 @@ def entries(
 def seeds_of(
     entry: dict[str, Any], runs: Path, split: str, only_folds: Sequence[int] | None, only_seeds: Sequence[int] | None
 ) -> list[Sample]:
-    """One pooled sample for each seed whose folds are all there; of these folds and seeds only, if given."""
+    """One pooled sample for each seed whose folds are all there, in order; of these folds and seeds only, if given."""
     samples = []
     folds = [fold for fold in entry.get("folds", [0]) if only_folds is None or fold in only_folds]
-    for seed in entry.get("seeds", [42]):
+    for seed in sorted(entry.get("seeds", [42])):
         if "seeds" in entry and only_seeds is not None and seed not in only_seeds:
             continue
         files = [runs / f"{entry['name'].format(fold=fold, seed=seed)}.npz" for fold in folds]
@@ -247,11 +247,8 @@ def difference(pooled: dict[str, list[Sample]], drawn: dict[str, Draws], one: st
 
 def pairs_of(first: list[Sample], second: list[Sample]) -> list[tuple[Sample, Sample]]:
     """The samples of two entries that are compared, in the order of their seeds."""
-    if len(first) == 1 or len(second) == 1:
-        pairs = [(a, b) for a in first for b in second]
-    else:
-        pairs = [(a, b) for a in first for b in second if a["seed"] == b["seed"]]
-    return sorted(pairs, key=lambda pair: tuple(int(sample["seed"]) for sample in pair))
+    one_seed = len(first) == 1 or len(second) == 1
+    return [(a, b) for a in first for b in second if one_seed or a["seed"] == b["seed"]]
 
 
 def permuted(pairs: list[tuple[Sample, Sample]], index: np.ndarray) -> Any:

@@ -98,6 +98,15 @@ def test_one_seed_can_be_asked_for(again: Callable[..., Any]) -> None:
         assert told["entries"][name]["accuracy"]["value"] == pytest.approx(each[1]) != pytest.approx(each[0])
 
 
+def test_seed_is_compared_with_seed(again: Callable[..., Any]) -> None:
+    def p_by_seed(*asked: object) -> list[float]:
+        folder, plan = KEPT / "short_seeds", PLANS / "short_strong.yaml"  # where one entry names seed 44 first
+        told = again("pool_runs", folder, plan, "--split", "test", "--against", "taught:alone", *asked)
+        return told["differences"]["taught:alone"]["permutation_p"]
+
+    assert p_by_seed() == pytest.approx([p for seed in (43, 44) for p in p_by_seed("--seeds", seed)])
+
+
 @both_folders
 @both_splits
 def test_so_do_answers_with_a_mirror_image(folder: str, split: str, again: Callable[..., Any]) -> None:
