@@ -86,6 +86,11 @@ def main() -> None:
         for other in needed_by(run):
             if other not in names and model_of(other, arguments.out) is None:
                 parser.error(f"{run['name']} needs {other}, which {arguments.out} has not: add it to --only as well")
+        weights = run["options"].get("teacher_weights" if run["stage"] == "teacher" else "student_weights")
+        if weights is not None and not Path(weights).is_file() and model_of(run["name"], arguments.out) is None:
+            parser.error(
+                f"{run['name']} starts from {weights}, and there is no such file: put it there, or name another"
+            )
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.prepare_only:
         prepare(runs, arguments)
@@ -255,7 +260,6 @@ def one_run(run: dict[str, Any], arguments: argparse.Namespace) -> str:
         if run.get("split") == "all":
             data = with_test_slices(data)
         model = trained(stage, run, options, data, folder, state, arguments.out)
-        write_whole(folder.path / MADE_BY, json.dumps(describe_environment(), indent=1) + "\n")
     model.to(options.training.device).eval()  # type: ignore[arg-type]  # transformers wraps it without `self`
     kept: dict[str, np.ndarray] = {}
     for split in ("validation", "test") if run["test"] and run.get("split") != "all" else ("validation",):
@@ -324,6 +328,7 @@ def trained(
     views = training_views(data, size, options, state)
     validation = views_of(data.splits["validation"], model.image_size, options, state)
     train_stage(stage, model, teacher, views, validation, options, folder)
+    write_whole(folder.path / MADE_BY, json.dumps(describe_environment(), indent=1) + "\n")
     return model
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tests.conftest import LABELS, ROOT
 
 pytestmark = pytest.mark.slow
 
-PLAN = {
+PLAN: dict[str, Any] = {
     "options": {
         "student_architecture": "test_vit", "teacher_architecture": "test_resnet", "mask_weight": 1.0,
         "student_image_size": 64, "teacher_image_size": 64, "num_train_epochs": 1, "teacher_num_train_epochs": 1,
@@ -55,6 +56,10 @@ def test_a_plan_is_carried_out_once_and_pooled(phantom_dir: Path, tmp_path: Path
     options = ("--out", out, "--data_dir", phantom_dir, "--cache_dir", tmp_path / "cache", "--jobs", 2)
     why = run("many_runs.py", plan, *options, "--only", "hinton-*", fails=2)
     assert "hinton-f0-s1 needs teacher-f0" in why and "--only" in why
+    lost = tmp_path / "lost.yaml"
+    lost.write_text(yaml.safe_dump({**PLAN, "options": {**PLAN["options"], "student_weights": "lost.safetensors"}}))
+    why = run("many_runs.py", lost, *options, "--only", "alone-*", fails=2)
+    assert "alone-f0-s1 starts from lost.safetensors" in why and not list(out.glob("**/*.npz"))
     assert "1 of 1 runs" in run("many_runs.py", plan, *options, "--only", "teacher-*")
     assert [path.stem for path in out.glob("*.npz")] == ["teacher-f0"]
     with ThreadPoolExecutor() as commands:  # the same one given twice, at the same time
@@ -135,7 +140,9 @@ def test_a_plan_is_carried_out_once_and_pooled(phantom_dir: Path, tmp_path: Path
     plan.write_text(yaml.safe_dump({**PLAN, "altered": False}))  # a plan may leave the altered slices out
     (out / "alone-f0-s1.npz").unlink()
     (out / "alone-f1-s1.npz").unlink()
+    made_by = (out / "alone-f0-s1" / "made_by.json").stat().st_mtime_ns
     assert "5 of 5 runs" in run("many_runs.py", plan, *options)
+    assert (out / "alone-f0-s1" / "made_by.json").stat().st_mtime_ns == made_by  # answered again, not trained again
     with np.load(out / "alone-f0-s1.npz") as said:
         assert "test clean" in said and not any("cropped" in name or "look" in name for name in said)
     run("pool_runs.py", out, plan, "--split", "test", "--json", pooled)
