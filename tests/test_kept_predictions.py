@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 KEPT = ROOT / "experiments" / "predictions"
 PLANS = ROOT / "experiments" / "plans"
 FOLDER = {"short_cvind": "short_cvind"} | dict.fromkeys(
-    ["short_seeds", "short_self", "short_masks", "short_strong"], "short_seeds"
+    ["short_seeds", "short_self", "short_masks", "short_strong", "short_larger"], "short_seeds"
 )
 every_plan = pytest.mark.parametrize("plan", FOLDER)
 both_folders = pytest.mark.parametrize("folder", ["short_cvind", "short_seeds"])
@@ -81,10 +81,11 @@ def test_so_do_the_divided_groups(again: Callable[..., Any]) -> None:
         assert told[name]["difference"]["interval"] == pytest.approx(row["difference"]["interval"])
 
 
-def test_so_does_the_search(again: Callable[..., Any]) -> None:
-    kept = figures("short_search")
-    plan = PLANS / "short_search.yaml"
-    told = again("pool_runs", KEPT / "short_seeds", plan, "--folds", 0, 1, "--against", *kept["differences"])
+@pytest.mark.parametrize("plan", ["short_search", "short_candidates"])
+def test_so_do_the_searches(plan: str, again: Callable[..., Any]) -> None:
+    kept = figures(plan)
+    asked = ("--folds", 0, 1, "--against", *kept["differences"])
+    told = again("pool_runs", KEPT / "short_seeds", PLANS / f"{plan}.yaml", *asked)
     for pair, row in kept["differences"].items():
         assert told["differences"][pair]["accuracy"]["interval"] == pytest.approx(row["accuracy"]["interval"])
 
