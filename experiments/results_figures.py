@@ -36,7 +36,7 @@ BLOCKS = {
     "short_cvind": "The authors' folds, 10 epochs\n(repeat scans may be divided)",
     "short_folds": "Patient groups, 10 epochs\n(seed 42)",
     "short_strong": "Patient groups, 10 epochs\n(seeds 43 and 44)",
-    "short_larger": "Patient groups, 10 epochs\n(a larger input, seed 44)",
+    "short_larger": "Patient groups, 10 epochs\n(224 px, minus 128; seed 44)",
     "folds": "Patient groups, 25 epochs\n(three seeds alone)",
 }
 SHOWN = {"short_larger": ("alone", "px224")}  # of the others all
@@ -71,7 +71,7 @@ def accuracies(told: dict[str, Any], out: Path) -> tuple[Path, Path]:
         places[block, arm] = place
     figure = new_figure(
         9.4, 0.27 * place + 1.1, "Accuracy on test slices, and what a teacher or a larger input adds",
-        "MobileNetV2 (2.2 M) taught by EfficientNet-Lite0 (3.4 M), Figshare slices re-encoded to 8 bit; "
+        "MobileNetV2 (2.2 M), alone or taught by EfficientNet-Lite0 (3.4 M), Figshare slices re-encoded to 8 bit; "
         "bars are 95 % intervals over patient groups",
     )  # fmt: skip
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.35, 1))
@@ -87,7 +87,7 @@ def accuracies(told: dict[str, Any], out: Path) -> tuple[Path, Path]:
     left.set_ylim(place + 0.8, 1)
     left.set_xlim(right=101)
     left.set_xlabel("accuracy [%]")
-    right.set_xlabel("minus the same student alone [points]")
+    right.set_xlabel("minus the student alone [points]")
     right.axvline(0, color=GREY, linewidth=0.8)
     right.tick_params(axis="y", length=0)
     for axes in (left, right):
