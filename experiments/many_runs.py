@@ -13,7 +13,7 @@ again counts.
 Each model is trained by the same functions as by `train_kd.py`, and predicts afterwards: the validation slices, as they
 are and, unless the plan says `altered: false`, altered (`altered_views.py`); where it says `test: true`, the test
 slices as well. Runs are begun in the order of the plan; what is finished is not done again, so the next plan can go on
-from the models of the last. What was broken off begins anew, or at its last checkpoint if the plan has any written
+from the models of the last; one that was not asked about the test slices yet is asked then, and not trained again. What was broken off begins anew, or at its last checkpoint if the plan has any written
 (`save_strategy`). The command may be given again while it runs, for other runs of the same plan or with more jobs.
 
 For each run `RUNS/NAME` holds the model, its history and the code and versions that made it, `RUNS/NAME.npz` the
@@ -107,7 +107,7 @@ def main() -> None:
         worker.join(None if arguments.seconds is None else max(0.0, arguments.seconds - (time.monotonic() - begun)))
     for worker in workers:
         worker.kill()
-    finished = sum(is_finished(run["name"], arguments.out) for run in runs)
+    finished = sum(is_finished(run["name"], arguments.out, answered(run)) for run in runs)
     print(f"{finished} of {len(runs)} runs in {time.monotonic() - begun:.0f} s")
 
 
@@ -190,14 +190,14 @@ def work(arguments: argparse.Namespace, asked: float) -> None:
     while True:
         waiting = False
         for run in runs:
-            if is_finished(run["name"], arguments.out) or has_failed(run["name"], arguments.out, asked):
+            if is_finished(run["name"], arguments.out, answered(run)) or has_failed(run["name"], arguments.out, asked):
                 continue
             missing = [other for other in needed_by(run) if model_of(other, arguments.out) is None]
             if missing:
                 waiting = waiting or not any(has_failed(other, arguments.out, asked) for other in missing)
                 continue
             with contextlib.suppress(Timeout), claim_of(run["name"], arguments.out):
-                if not is_finished(run["name"], arguments.out):  # by whoever had it until now
+                if not is_finished(run["name"], arguments.out, answered(run)):  # by whoever had it until now
                     attempt(run, arguments)
                     break
         else:
@@ -218,9 +218,16 @@ def claim_of(name: str, out: Path) -> FileLock:
     return FileLock(folder / "claim.lock", blocking=False)
 
 
-def is_finished(name: str, out: Path) -> bool:
-    """Whether a run's predictions are there."""
-    return (out / f"{name}.npz").is_file()
+def answered(run: dict[str, Any]) -> tuple[str, ...]:
+    """The splits that a run's model is asked about; not the test slices if it was trained on them."""
+    return ("validation", "test") if run["test"] and run.get("split") != "all" else ("validation",)
+
+
+def is_finished(name: str, out: Path, splits: Sequence[str] = ()) -> bool:
+    """Whether a run's predictions are there, of all these splits."""
+    with contextlib.suppress(FileNotFoundError), np.load(out / f"{name}.npz") as said:
+        return all(f"{split} clean" in said for split in splits)
+    return False
 
 
 def model_of(name: str, out: Path) -> Path | None:
@@ -262,7 +269,7 @@ def one_run(run: dict[str, Any], arguments: argparse.Namespace) -> str:
         model = trained(stage, run, options, data, folder, state, arguments.out)
     model.to(options.training.device).eval()  # type: ignore[arg-type]  # transformers wraps it without `self`
     kept: dict[str, np.ndarray] = {}
-    for split in ("validation", "test") if run["test"] and run.get("split") != "all" else ("validation",):
+    for split in answered(run):
         kept |= {
             f"{split} {name}": values
             for name, values in predictions(

@@ -162,5 +162,10 @@ def test_a_plan_is_carried_out_once_and_pooled(phantom_dir: Path, tmp_path: Path
         np.testing.assert_array_equal(value.detach(), weights[1][key].detach())
     assert "test label" not in np.load(out / "self.npz")
     assert StudentForImageClassification.from_pretrained(out / "self" / "student").config.architecture == "test_vit"
+    trained = (out / "self" / "history.jsonl").stat().st_mtime_ns
+    further.write_text(yaml.safe_dump({"like": plan.name, "runs": runs}))  # the test slices as well
+    assert "2 of 2 runs" in run("many_runs.py", further, *options)
+    assert "test label" in np.load(out / "self.npz")
+    assert (out / "self" / "history.jsonl").stat().st_mtime_ns == trained
     logged = [json.loads(line) for line in (out / "self" / "history.jsonl").read_text().splitlines()]
     assert any("loss_logit" in row for row in logged), logged
