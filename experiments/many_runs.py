@@ -13,8 +13,9 @@ again counts.
 Each model is trained by the same functions as by `train_kd.py`, and predicts afterwards: the validation slices, as they
 are and, unless the plan says `altered: false`, altered (`altered_views.py`); where it says `test: true`, the test
 slices as well. Runs are begun in the order of the plan; what is finished is not done again, so the next plan can go on
-from the models of the last; one that was not asked about the test slices yet is asked then, and not trained again. What was broken off begins anew, or at its last checkpoint if the plan has any written
-(`save_strategy`). The command may be given again while it runs, for other runs of the same plan or with more jobs.
+from the models of the last; one that was not asked about the test slices yet is asked then, and not trained again.
+What was broken off begins anew, or at its last checkpoint if the plan has any written (`save_strategy`). The command
+may be given again while it runs, for other runs of the same plan or with more jobs.
 
 For each run `RUNS/NAME` holds the model, its history and the code and versions that made it, `RUNS/NAME.npz` the
 predictions.
