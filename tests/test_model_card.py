@@ -129,6 +129,15 @@ def test_phantom_cards_are_loud_and_claim_nothing_about_mri(folder) -> None:
     assert "names the tumour" not in card.text
 
 
+def test_a_card_of_the_student_alone_speaks_of_that_one(folder) -> None:
+    text = write_student_card(folder, make_facts(described="Student alone")).read_text("utf-8")
+    assert "It was trained without a teacher" in text and "It was distilled" not in text
+    assert "those of the student alone" in text and "The distilled student's loss" not in text
+    head = yaml.safe_load(text.split("---")[1])
+    assert "knowledge-distillation" not in head["tags"] and "timm" in head["tags"]
+    assert head["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.893
+
+
 def test_a_run_without_a_baseline_does_not_speak_of_one(folder) -> None:
     results = [row for row in make_facts().results if row["model"] != "Student alone"]
     assert "Student alone" not in write_student_card(folder, make_facts(results=results)).read_text("utf-8")

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from hf_kdmri import StudentForImageClassification, TeacherForImageClassification
+from hf_kdmri.cli import app
 from hf_kdmri.evaluation.statistics.predictions import Predictions
+from hf_kdmri.hub.card_rules import check_card
 from hf_kdmri.training.job import report_again
 from tests.conftest import LABELS, ROOT
 
@@ -138,6 +144,21 @@ class TestFinishedRun:
         assert report_again(run) == run / "report.html"
         assert (run / "report.html").is_file()
         assert json.loads((run / "metrics.json").read_text()) == before
+
+    def test_the_student_alone_can_be_packed_instead(self, finished, tmp_path):
+        run = shutil.copytree(finished[0], tmp_path / "run")
+        done = CliRunner().invoke(app, ["pack", str(run), "--out", str(tmp_path / "packed"), "--model", "baseline"])
+        assert done.exit_code == 0, done.stderr
+        weights, packed = (
+            load_file(folder / "model.safetensors") for folder in (run / "baseline", tmp_path / "packed")
+        )
+        assert all(torch.equal(weights[name], packed[name]) for name in weights)
+        check_card(tmp_path / "packed")
+        card = (tmp_path / "packed" / "README.md").read_text()
+        assert "It was trained without a teacher" in card and "Hinton" not in card.split("## Training")[1]
+        made = json.loads((tmp_path / "packed" / "config.json").read_text())["distillation"]
+        assert made["teacher"] is None and "temperature" not in made["losses"] and made["slices"]["train"] > 0
+        assert not (finished[0] / "baseline" / "README.md").exists()
 
     def test_it_says_each_stage_and_ends_with_the_table(self, finished):
         text = finished[1].stdout

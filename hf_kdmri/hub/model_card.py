@@ -38,8 +38,9 @@ class StudentCardFacts:
 
     Args:
         model_name: Short name, for instance `kdmri-student`.
-        results: One row for each model as for `results_table`, one of them with model "Distilled student"; rows may
-            also carry `recall_per_class` and `patients` as `ClassificationReport` returns them.
+        results: One row for each model as for `results_table`, one of them with model "Distilled student" (or what
+            `described` says); rows may also carry `recall_per_class` and `patients` as `ClassificationReport` returns
+            them.
         teacher: Architecture or Hub name of the teacher.
         losses: Each loss term with its weight and settings, for instance `{"cross-entropy": "weight 1"}`.
         split: `patient_groups`, `cvind` or `random_slices`; with `own_data`, a few words of one's own.
@@ -59,6 +60,7 @@ class StudentCardFacts:
         pooled_folds: The folds that results and evaluation are pooled over; empty for a run of one.
         base_model: Hub name of what the student was made from, for the metadata.
         cited: Entries of `model_cards/citations.bib` for the methods that were used.
+        described: The row that the card is about: "Student alone" where the student that had no teacher is published.
     """
 
     model_name: str
@@ -81,6 +83,7 @@ class StudentCardFacts:
     pooled_folds: Sequence[int] = ()
     base_model: str | None = None
     cited: Sequence[str] = ("hinton2015distilling", "wightman2019timm")
+    described: str = STUDENT_ROW
 
     def __post_init__(self) -> None:
         """Refuse what would make a false or broken card."""
@@ -94,9 +97,16 @@ class StudentCardFacts:
         for name in ("model_name", "teacher", "training_command", "machine"):
             if not getattr(self, name).strip():
                 raise ValueError(f"{name} is empty; the card must state it")
-        if not any(row.get("model") == STUDENT_ROW for row in self.results):
+        if self.described not in (STUDENT_ROW, BASELINE_ROW):
+            raise ValueError(f"a card is about the {STUDENT_ROW!r} or the {BASELINE_ROW!r}, not {self.described!r}")
+        if not any(row.get("model") == self.described for row in self.results):
             models = [row.get("model") for row in self.results]
-            raise ValueError(f"the results have rows for {models}; expected one named {STUDENT_ROW!r}")
+            raise ValueError(f"the results have rows for {models}; expected one named {self.described!r}")
+
+    @property
+    def alone(self) -> bool:
+        """Whether the card is about a student without a teacher."""
+        return self.described == BASELINE_ROW
 
 
 def write_student_card(folder: str | Path, facts: StudentCardFacts) -> Path:
@@ -129,7 +139,7 @@ def write_student_card(folder: str | Path, facts: StudentCardFacts) -> Path:
 
     own = facts.own_data
     results = Markdown(results_table(facts.results))
-    student = next(row for row in facts.results if row["model"] == STUDENT_ROW)
+    student = next(row for row in facts.results if row["model"] == facts.described)
     model_id = facts.repo_id or PLACEHOLDER
     shown: dict[str, object] = dict(
         model_name=facts.model_name,
@@ -138,6 +148,8 @@ def write_student_card(folder: str | Path, facts: StudentCardFacts) -> Path:
         architecture=architecture,
         parameters=f"{student['parameters']:,}" if student.get("parameters") else "uncounted",
         teacher=facts.teacher,
+        alone=facts.alone,
+        has_distilled=any(row["model"] == STUDENT_ROW for row in facts.results),
         own=own,
         unit="slices" if own is None else "images",
         counts=Markdown("") if own is None else Markdown(markdown_table(*count_lines(own, labels))),
@@ -213,9 +225,10 @@ def _metadata(facts: StudentCardFacts, student: Mapping[str, Any], labels: Seque
         evaluations.append(
             result("accuracy", "Accuracy over patients", student["patient_accuracy"], {"unit": "patient"})
         )
-    tags = ["knowledge-distillation", "timm"]
+    tags = [] if facts.alone else ["knowledge-distillation"]
     if own is None:
-        tags[1:1] = ["medical-imaging", "brain-mri", "brain-tumor"]
+        tags += ["medical-imaging", "brain-mri", "brain-tumor"]
+    tags.append("timm")
     optional: dict[str, Any] = {"base_model": facts.base_model} if facts.base_model else {}
     if own is None:
         optional["widget"] = _widget(labels)
@@ -251,9 +264,10 @@ def _tables(facts: StudentCardFacts, labels: Sequence[str]) -> dict[str, Markdow
 
 def _temperature(facts: StudentCardFacts) -> str:
     """The student's fitted temperature, or "" where there is none."""
-    if facts.evaluation is None or "student" not in facts.evaluation["calibration"]:
+    stage = "baseline" if facts.alone else "student"
+    if facts.evaluation is None or stage not in facts.evaluation["calibration"]:
         return ""
-    fitted = facts.evaluation["calibration"]["student"]["temperatures"]
+    fitted = facts.evaluation["calibration"][stage]["temperatures"]
     value = fitted.get(str(facts.fold or 0))
     return "" if value is None else f"{value:.2f}"
 

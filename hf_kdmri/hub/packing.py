@@ -32,7 +32,13 @@ class PackError(RuntimeError):
 
 
 def pack_student(
-    run: str | Path, out: str | Path, repo_id: str | None = None, *, half: bool = False, dataset_id: str | None = None
+    run: str | Path,
+    out: str | Path,
+    repo_id: str | None = None,
+    *,
+    half: bool = False,
+    dataset_id: str | None = None,
+    stage: str = "student",
 ) -> dict[str, int]:
     """Write a finished run's student as a model repository: weights, card, results, figures, samples, ONNX file.
 
@@ -46,6 +52,7 @@ def pack_student(
         repo_id: `user/name` that the card's snippets name; None leaves the stand-in for a folder there.
         half: Store the weights in float16; they are loaded into float32 as before.
         dataset_id: `user/name` of the data set on the Hub.
+        stage: "student", or "baseline" for the one without a teacher, whose card has to be in `RUN/baseline`.
 
     Returns:
         Size in bytes by file.
@@ -58,10 +65,12 @@ def pack_student(
     run, out = Path(run), Path(out)
     if out.exists() and any(out.iterdir()) and not (out / PREDICTIONS).is_file():
         raise PackError(f"{out} holds something that was not packed here; give another --out, or empty it")
-    int8 = run / "student" / INT8
-    if int8.is_file() and int8.stat().st_mtime < (run / "student" / WEIGHTS).stat().st_mtime:
+    int8 = run / stage / INT8
+    if int8.is_file() and int8.stat().st_mtime < (run / stage / WEIGHTS).stat().st_mtime:
         raise PackError(f"{int8} is older than the weights beside it: export it again, or remove it")
-    plan = plan_release(run, repo_id or _NO_NAME, teacher=False, onnx=not int8.is_file(), dataset_id=dataset_id)
+    plan = plan_release(
+        run, repo_id or _NO_NAME, teacher=False, onnx=not int8.is_file(), dataset_id=dataset_id, stage=stage
+    )
     files = {name: content for name, content in plan.student.files.items() if name != PREDICTIONS}
     if repo_id is None and isinstance(card := files.get("README.md"), bytes):
         text = card.decode("utf-8").replace(f"hf-hub:{_NO_NAME}", f"local-dir:{PLACEHOLDER}")

@@ -17,6 +17,7 @@ import hf_kdmri
 from hf_kdmri.whole_files import write_whole
 
 KEY = "distillation"
+OF_LABELS = ("label_smoothing_factor", "mask_weight")  # what of the losses' options a student has without a teacher
 _FACTS = ("split", "fold", "seed", "slices", "patient_groups", "versions")
 
 
@@ -42,13 +43,16 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def provenance(facts: Mapping[str, Any], options: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Any]:
+def provenance(
+    facts: Mapping[str, Any], options: Mapping[str, Any], teacher: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """The block.
 
     Args:
         facts: Of the run, as `metrics.json` has them under `run`.
         options: Of the run, as `config.yaml` has them.
-        teacher: `architecture`, and `hub_id` where it was taken from the Hub.
+        teacher: `architecture`, and `hub_id` where it was taken from the Hub; None for a student without one, whose
+            loss has no term of a teacher.
 
     Returns:
         JSON values; numbers of the loss that are switched off are left out.
@@ -58,8 +62,10 @@ def provenance(facts: Mapping[str, Any], options: Mapping[str, Any], teacher: Ma
     loss = {field.name: options[field.name] for field in fields(LossOptions) if options.get(field.name) is not None}
     off = [term for term in (*TERMS, MASK) if not loss.get(f"{term}_weight")]
     loss = {name: value for name, value in loss.items() if not any(name.startswith(f"{term}_") for term in off)}
+    if teacher is None:
+        loss = {name: loss[name] for name in OF_LABELS if name in loss}
     return {
-        "teacher": dict(teacher),
+        "teacher": None if teacher is None else dict(teacher),
         "losses": {"cross_entropy_weight": 1.0, **loss},
         "data": facts["source"],
         **{name: facts[name] for name in _FACTS if facts.get(name) is not None},

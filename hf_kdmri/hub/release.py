@@ -75,7 +75,13 @@ def is_run(folder: str | Path) -> bool:
 
 
 def plan_release(
-    run: str | Path, repo_id: str, *, teacher: bool = True, onnx: bool = True, dataset_id: str | None = None
+    run: str | Path,
+    repo_id: str,
+    *,
+    teacher: bool = True,
+    onnx: bool = True,
+    dataset_id: str | None = None,
+    stage: str = "student",
 ) -> Release:
     """Gather what a finished run publishes, and write what is still missing of it into `RUN/student`.
 
@@ -88,13 +94,16 @@ def plan_release(
         teacher: Also publish the teacher.
         onnx: Also publish `onnx/model.onnx`.
         dataset_id: `user/name` of the data set on the Hub.
+        stage: "student", or "baseline" for the one without a teacher, from `RUN/baseline`; then without `teacher`.
 
     Raises:
         FileNotFoundError: The run is not finished or has several folds.
-        ValueError: A name is not `user/name`.
+        ValueError: A name is not `user/name`, or a student without a teacher was to be published with one.
         PublishError: A file holds a token, or the ONNX file does not agree with the model.
     """
     run = Path(run)
+    if stage != "student" and teacher:
+        raise ValueError("the student alone had no teacher: publish it without one")
     for name in (repo_id, dataset_id):
         if name is not None:
             check_repo_id(name)
@@ -104,8 +113,8 @@ def plan_release(
     notes = []
     if foreign:
         notes.append(f"the teacher is {teacher_id} on the Hub: linked, not published again")
-    dataset_id = dataset_id or _dataset_of_card(run / "student" / "README.md")
-    student = student_plan(run, repo_id, metrics, options, teacher_id, dataset_id, onnx=onnx, notes=notes)
+    dataset_id = dataset_id or _dataset_of_card(run / stage / "README.md")
+    student = student_plan(run, repo_id, metrics, options, teacher_id, dataset_id, onnx=onnx, notes=notes, stage=stage)
     taught_by = None
     if teacher and not foreign:
         if teacher_id is None:

@@ -53,6 +53,7 @@ def student_plan(
     *,
     onnx: bool,
     notes: list[str],
+    stage: str = "student",
 ) -> RepositoryPlan:
     """What the student's repository is to hold.
 
@@ -65,12 +66,13 @@ def student_plan(
         dataset_id: The data set's, likewise.
         onnx: Also `onnx/model.onnx`.
         notes: Gets a line for what is left out.
+        stage: "student", or "baseline" for the one without a teacher.
 
     Raises:
         FileNotFoundError: The student is not whole.
         PublishError: The ONNX file does not agree with the model.
     """
-    folder = run / "student"
+    folder = run / stage
     if missing := [name for name in REQUIRED_FILES if not (folder / name).is_file()]:
         raise FileNotFoundError(f"{folder} lacks {' and '.join(missing)}: run train_kd.py again")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -81,13 +83,15 @@ def student_plan(
     files: dict[str, Content] = {
         name: path for name, path in collect_folder(folder).items() if onnx or not name.startswith("onnx/")
     }
+    if stage == "baseline":
+        config = {**config, KEY: provenance(metrics["run"], options, None)}
     files["config.json"] = config_text(_with_provenance(config, metrics, options, teacher_id)).encode()
     if "README.md" in files:
         card = (folder / "README.md").read_text(encoding="utf-8")
         linked = link_student_card(card, repo_id, teacher_id=teacher_id, dataset_id=dataset_id)
         files["README.md"] = linked.encode()
     else:
-        notes.append("no README.md in student/: published without a card")
+        notes.append(f"no README.md in {stage}/: published without a card")
     results = _public_results(metrics)
     whole = _run_over_folds(run)
     if whole is not None:
@@ -108,7 +112,7 @@ def student_plan(
     return RepositoryPlan(
         repo_id,
         dict(sorted(files.items())),
-        "Upload the distilled student",
+        "Upload the distilled student" if stage == "student" else "Upload the student",
         is_stale=lambda name: name.startswith(_OURS),
     )
 

@@ -12,10 +12,13 @@ from safetensors import safe_open
 
 from hf_kdmri.distillation import LossOptions
 from hf_kdmri.hub import OwnDataFacts, StudentCardFacts, write_student_card
+from hf_kdmri.hub.model_card import BASELINE_ROW, STUDENT_ROW
 from hf_kdmri.hub.provenance import public_command, teacher_of
+from hf_kdmri.hub.run_files import read_metrics
 from hf_kdmri.training.inputs import RunData, is_8_bit
 from hf_kdmri.training.options import ModelOptions, RunOptions
 from hf_kdmri.training.report.pooling import FinishedFold
+from hf_kdmri.training.run_folder import RunFolder
 
 _REENCODED = (
     "The slices of this run were 8-bit re-encodings of the published 16-bit files, with masks drawn from the published "
@@ -38,6 +41,9 @@ _FEATURE_PAPERS = {
     "masked_generation": "yang2022masked",
     "orthogonal_projection": "miles2024vkd",
 }
+_OF_EVERY_RUN = ("guo2017calibration", "selvaraju2017gradcam", "wightman2019timm")
+_TEACHER_TOO = ", teacher too"
+_CROSS_ENTROPY, _MASK = _OF_LABELS = ("cross-entropy", "drawing the tumour mask (cross-entropy and Dice)")
 
 
 def card_facts(options: RunOptions, data: RunData) -> dict[str, Any]:
@@ -67,6 +73,7 @@ def write_card(
     evaluation: Mapping[str, Any],
     *,
     pooled_folds: Sequence[int] = (),
+    stage: str = "student",
 ) -> Path | None:
     """Write the model card of one fold's student.
 
@@ -75,6 +82,7 @@ def write_card(
         rows: one per model, of all folds together where they are pooled.
         evaluation: as `evaluate_folds` gives it.
         pooled_folds: what rows and evaluation are pooled over; empty for a run of one fold.
+        stage: "student", or "baseline" for the one without a teacher.
 
     Returns:
         The card; None where the run is from before its facts were kept, whose card stays as it is.
@@ -82,13 +90,14 @@ def write_card(
     facts, kept = fold.facts, fold.facts.get("card")
     if kept is None:
         return None
+    alone = stage == "baseline"
     return write_student_card(
-        fold.run.model_folder("student"),
+        fold.run.model_folder(stage),
         StudentCardFacts(
             model_name=kept["model_name"],
             results=list(rows.values()),
             teacher=rows["teacher"]["architecture"] if "teacher" in rows else "none",
-            losses=kept["losses"],
+            losses=_losses_of_labels(kept["losses"]) if alone else kept["losses"],
             first_weights=kept.get("first_weights", {}),
             split=facts["split"],
             fold=facts["fold"],
@@ -103,9 +112,30 @@ def write_card(
             evaluation=evaluation,
             pooled_folds=pooled_folds,
             base_model=kept["base_model"],
-            cited=kept["cited"],
+            cited=[paper for paper in kept["cited"] if not alone or paper in _OF_EVERY_RUN],
+            described=BASELINE_ROW if alone else STUDENT_ROW,
         ),
     )
+
+
+def write_card_of_baseline(path: Path) -> Path:
+    """Write into a finished run's `baseline/` the card of the student that had no teacher.
+
+    Args:
+        path: folder of a run of one fold.
+
+    Raises:
+        FileNotFoundError: the run is not finished, has several folds, or trained no such student.
+        ValueError: it is from before what a card needs was kept.
+    """
+    metrics = read_metrics(path)
+    if "baseline" not in metrics["models"]:
+        raise FileNotFoundError(f"{path} has no student alone: it was trained with --no_baseline")
+    fold = FinishedFold(RunFolder(path), metrics["run"], metrics["models"])
+    card = write_card(fold, metrics["models"], metrics["evaluation"], stage="baseline")
+    if card is None:
+        raise ValueError(f"{path} was made before runs kept what a card tells; train it again")
+    return card
 
 
 def first_weights(options: ModelOptions) -> dict[str, str]:
@@ -141,7 +171,7 @@ def losses_text(options: LossOptions) -> dict[str, str]:
     standardised = ", logits standardised" if options.standardize_logits else ""
     kernel = "" if options.geometry_difference == "squared" else f", compared by {options.geometry_difference}"
     lesions = ", positions weighted by the tumour mask" if options.lesion_weighting else ""
-    losses = {"cross-entropy": f"weight 1{smoothing}"}
+    losses = {_CROSS_ENTROPY: f"weight 1{smoothing}"}
     if options.logit_weight > 0:
         losses[logit] = f"weight {options.logit_weight}, temperature {options.temperature}{standardised}"
     if options.geometry_weight > 0:
@@ -154,10 +184,15 @@ def losses_text(options: LossOptions) -> dict[str, str]:
     }
     losses |= {name: f"weight {weight}" for name, weight in others.items() if weight > 0}
     if options.mask_weight > 0:
-        losses["drawing the tumour mask (cross-entropy and Dice)"] = f"weight {options.mask_weight}, teacher too"
+        losses[_MASK] = f"weight {options.mask_weight}{_TEACHER_TOO}"
     if options.shuffle_teacher:
         losses["control"] = "each image was taught with another one's teacher outputs"
     return losses
+
+
+def _losses_of_labels(losses: Mapping[str, str]) -> dict[str, str]:
+    """The terms that a student has without a teacher."""
+    return {name: losses[name].removesuffix(_TEACHER_TOO) for name in _OF_LABELS if name in losses}
 
 
 def methods_cited(options: LossOptions) -> list[str]:
@@ -170,7 +205,7 @@ def methods_cited(options: LossOptions) -> list[str]:
         "feature": [_FEATURE_PAPERS[options.feature_loss]],
     }
     cited = [paper for term in options.terms for paper in papers[term]]
-    return list(dict.fromkeys([*cited, "guo2017calibration", "selvaraju2017gradcam", "wightman2019timm"]))
+    return list(dict.fromkeys([*cited, *_OF_EVERY_RUN]))
 
 
 def _own_data_facts(data: RunData) -> OwnDataFacts | None:
