@@ -90,6 +90,21 @@ def test_so_do_the_searches(plan: str, again: Callable[..., Any]) -> None:
         assert told["differences"][pair]["accuracy"]["interval"] == pytest.approx(row["accuracy"]["interval"])
 
 
+def test_what_is_shipped_was_chosen_on_validation_slices_by_the_plans_rule(again: Callable[..., Any]) -> None:
+    names = ("balanced", "corrupted", "cropped", "cropped, other look")
+    before, alone, taught = ([row[name] for name in names] for row in figures("release_scores"))
+
+    def is_better(one: list[float], other: list[float]) -> bool:
+        return np.mean(one) >= np.mean(other) + 0.01 and all(np.subtract(one, other) >= -0.01)
+
+    assert is_better(alone, before) and not is_better(taught, before)
+    kept = figures("release", "validation")
+    asked = ("--folds", 0, "--against", *kept["differences"])
+    told = again("pool_runs", KEPT / "release", PLANS / "release.yaml", *asked)
+    for pair, row in kept["differences"].items():
+        assert told["differences"][pair]["accuracy"]["interval"] == pytest.approx(row["accuracy"]["interval"])
+
+
 def test_one_seed_can_be_asked_for(again: Callable[..., Any]) -> None:
     kept = figures("short_seeds")["entries"]
     told = again("pool_runs", KEPT / "short_seeds", PLANS / "short_seeds.yaml", "--split", "test", "--seeds", 44)
