@@ -20,6 +20,7 @@ from hf_kdmri.cli import app
 from hf_kdmri.evaluation.statistics.predictions import Predictions
 from hf_kdmri.hub.card_rules import check_card
 from hf_kdmri.training.job import report_again
+from hf_kdmri.training.report.student_card import write_card_of_baseline
 from tests.conftest import LABELS, ROOT
 
 TINY = {
@@ -159,6 +160,14 @@ class TestFinishedRun:
         made = json.loads((tmp_path / "packed" / "config.json").read_text())["distillation"]
         assert made["teacher"] is None and "temperature" not in made["losses"] and made["slices"]["train"] > 0
         assert not (finished[0] / "baseline" / "README.md").exists()
+        assert (run / "figures" / "reliability.png").is_file()  # of the distilled student
+        assert not (tmp_path / "packed" / "figures" / "reliability.png").exists()
+
+    def test_a_card_that_was_edited_stays(self, finished, tmp_path):
+        run = shutil.copytree(finished[0], tmp_path / "run")
+        written = write_card_of_baseline(run)
+        written.write_text(written.read_text(encoding="utf-8") + "\nA sentence of mine.\n", encoding="utf-8")
+        assert write_card_of_baseline(run).read_text(encoding="utf-8").endswith("A sentence of mine.\n")
 
     def test_it_says_each_stage_and_ends_with_the_table(self, finished):
         text = finished[1].stdout
@@ -303,6 +312,8 @@ def test_folds_are_trained_apart_pooled_and_resumed(tmp_path: Path):
 
     # one more fold, after an interruption in the midst of another: only what is missing is done
     (run / "fold-2" / "metrics.json").unlink()
+    untaught = write_card_of_baseline(run / "fold-0").read_text(encoding="utf-8")
+    assert "It was trained without a teacher" in untaught and "Test splits of folds 0, 2 pooled" in untaught
     done = train_kd(*shared, "--folds", "0 2 4")
     assert done.returncode == 0, done.stderr[-4000:]
     assert "fold-0 holds this run, finished" in done.stdout and "student: finished earlier" in done.stdout

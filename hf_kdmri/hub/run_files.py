@@ -22,6 +22,7 @@ ONNX = "onnx/model.onnx"
 RESULTS = "results.json"
 # Figures without pictures: those of the data set may show patients, and the model's users need not see them.
 FIGURES = ("training_curves", "comparison", "confusion", "reliability", "risk_coverage", "convergence")
+_OF_DISTILLED = ("reliability",)  # figures that show the distilled student alone
 _OURS = ("onnx/", "samples/", "figures/", RESULTS)  # what an earlier push of ours may have left
 
 
@@ -98,7 +99,7 @@ def student_plan(
         pooled = _public_results(json.loads((whole / "metrics.json").read_text(encoding="utf-8")))
         results["pooled_over_folds"] = {name: pooled[name] for name in ("run", "models", "evaluation")}
     files[RESULTS] = (json.dumps(results, indent=2) + "\n").encode()
-    for name in FIGURES:
+    for name in (name for name in FIGURES if stage == "student" or name not in _OF_DISTILLED):
         for place in (run, whole):
             if place is not None and (figure := place / "figures" / f"{name}.png").is_file():
                 files[f"figures/{name}.png"] = figure
@@ -150,7 +151,7 @@ def _with_provenance(
     if block is None:  # a run of a version that did not write it
         architecture = metrics["models"].get("teacher", {}).get("architecture", "unknown")
         block = provenance(metrics["run"], options, teacher_of(options, architecture))
-    if teacher_id is not None:
+    if teacher_id is not None and block["teacher"] is not None:
         block = {**block, "teacher": {**block["teacher"], "hub_id": teacher_id}}
     return {**config, KEY: block}
 

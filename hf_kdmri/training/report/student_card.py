@@ -111,7 +111,7 @@ def write_card(
             repo_id=kept["repo_id"],
             evaluation=evaluation,
             pooled_folds=pooled_folds,
-            base_model=kept["base_model"],
+            base_model=None if alone else kept["base_model"],
             cited=[paper for paper in kept["cited"] if not alone or paper in _OF_EVERY_RUN],
             described=BASELINE_ROW if alone else STUDENT_ROW,
         ),
@@ -119,10 +119,10 @@ def write_card(
 
 
 def write_card_of_baseline(path: Path) -> Path:
-    """Write into a finished run's `baseline/` the card of the student that had no teacher.
+    """Write into a finished run's `baseline/` the card of the student that had no teacher; one that is there stays.
 
     Args:
-        path: folder of a run of one fold.
+        path: folder of a run of one fold, or of a fold of several.
 
     Raises:
         FileNotFoundError: the run is not finished, has several folds, or trained no such student.
@@ -132,7 +132,21 @@ def write_card_of_baseline(path: Path) -> Path:
     if "baseline" not in metrics["models"]:
         raise FileNotFoundError(f"{path} has no student alone: it was trained with --no_baseline")
     fold = FinishedFold(RunFolder(path), metrics["run"], metrics["models"])
-    card = write_card(fold, metrics["models"], metrics["evaluation"], stage="baseline")
+    if (there := fold.run.model_folder("baseline") / "README.md").is_file():
+        return there
+    pooled: Sequence[int] = ()
+    if "evaluation" not in metrics:  # a fold of several, whose figures are with the run
+        whole = RunFolder(path.resolve().parent).read_metrics()
+        if whole is None:
+            raise FileNotFoundError(f"{path.resolve().parent} is a run that is not finished: run train_kd.py again")
+        metrics, pooled = whole, whole["run"]["folds"]
+    card = write_card(
+        fold,
+        metrics["models"],
+        metrics["evaluation"],
+        pooled_folds=pooled if len(pooled) > 1 else (),
+        stage="baseline",
+    )
     if card is None:
         raise ValueError(f"{path} was made before runs kept what a card tells; train it again")
     return card
