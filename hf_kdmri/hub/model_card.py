@@ -148,6 +148,7 @@ def write_student_card(folder: str | Path, facts: StudentCardFacts) -> Path:
         architecture=architecture,
         parameters=f"{student['parameters']:,}" if student.get("parameters") else "uncounted",
         teacher=facts.teacher,
+        made="trained without a teacher" if facts.alone else f"distilled from {facts.teacher}",
         alone=facts.alone,
         has_distilled=any(row["model"] == STUDENT_ROW for row in facts.results),
         own=own,

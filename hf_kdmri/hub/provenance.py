@@ -17,7 +17,7 @@ import hf_kdmri
 from hf_kdmri.whole_files import write_whole
 
 KEY = "distillation"
-OF_LABELS = ("label_smoothing_factor", "mask_weight")  # what of the losses' options a student has without a teacher
+_OF_LABELS = ("label_smoothing_factor", "mask_weight")  # what of the losses' options a student has without a teacher
 _FACTS = ("split", "fold", "seed", "slices", "patient_groups", "versions")
 
 
@@ -63,7 +63,7 @@ def provenance(
     off = [term for term in (*TERMS, MASK) if not loss.get(f"{term}_weight")]
     loss = {name: value for name, value in loss.items() if not any(name.startswith(f"{term}_") for term in off)}
     if teacher is None:
-        loss = {name: loss[name] for name in OF_LABELS if name in loss}
+        loss = {name: loss[name] for name in _OF_LABELS if name in loss}
     return {
         "teacher": None if teacher is None else dict(teacher),
         "losses": {"cross_entropy_weight": 1.0, **loss},

@@ -84,9 +84,11 @@ def student_plan(
     files: dict[str, Content] = {
         name: path for name, path in collect_folder(folder).items() if onnx or not name.startswith("onnx/")
     }
-    if stage == "baseline":
+    if stage == "student":
+        config = _with_provenance(config, metrics, options, teacher_id)
+    else:
         config = {**config, KEY: provenance(metrics["run"], options, None)}
-    files["config.json"] = config_text(_with_provenance(config, metrics, options, teacher_id)).encode()
+    files["config.json"] = config_text(config).encode()
     if "README.md" in files:
         card = (folder / "README.md").read_text(encoding="utf-8")
         linked = link_student_card(card, repo_id, teacher_id=teacher_id, dataset_id=dataset_id)
@@ -94,12 +96,13 @@ def student_plan(
     else:
         notes.append(f"no README.md in {stage}/: published without a card")
     results = _public_results(metrics)
-    whole = _run_over_folds(run)
+    whole = run_over_folds(run)
     if whole is not None:
         pooled = _public_results(json.loads((whole / "metrics.json").read_text(encoding="utf-8")))
         results["pooled_over_folds"] = {name: pooled[name] for name in ("run", "models", "evaluation")}
     files[RESULTS] = (json.dumps(results, indent=2) + "\n").encode()
-    for name in (name for name in FIGURES if stage == "student" or name not in _OF_DISTILLED):
+    figures = FIGURES if stage == "student" else [name for name in FIGURES if name not in _OF_DISTILLED]
+    for name in figures:
         for place in (run, whole):
             if place is not None and (figure := place / "figures" / f"{name}.png").is_file():
                 files[f"figures/{name}.png"] = figure
@@ -118,7 +121,7 @@ def student_plan(
     )
 
 
-def _run_over_folds(run: Path) -> Path | None:
+def run_over_folds(run: Path) -> Path | None:
     """The run that a fold's folder belongs to, where all of it is finished."""
     path = run.resolve().parent / "metrics.json"
     if not run.resolve().name.startswith("fold-") or not path.is_file():
@@ -151,7 +154,7 @@ def _with_provenance(
     if block is None:  # a run of a version that did not write it
         architecture = metrics["models"].get("teacher", {}).get("architecture", "unknown")
         block = provenance(metrics["run"], options, teacher_of(options, architecture))
-    if teacher_id is not None and block["teacher"] is not None:
+    if teacher_id is not None:
         block = {**block, "teacher": {**block["teacher"], "hub_id": teacher_id}}
     return {**config, KEY: block}
 

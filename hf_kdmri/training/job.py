@@ -245,7 +245,7 @@ def _finish(run: RunFolder, folds: Sequence[FinishedFold], facts: Mapping[str, A
     write_report(run, folds, predictions, evaluation, rows, facts)
     pooled = facts.get("folds") or ()
     for fold in folds:
-        write_card(fold, rows, evaluation, pooled_folds=pooled if len(pooled) > 1 else ())
+        write_card(fold, rows, evaluation, pooled_folds=pooled)
     figures = sorted(str(path) for path in (run.path / "figures").glob("*.png"))
     run.write_metrics(
         {"schema": SCHEMA, "run": {**facts, "figures": figures}, "models": rows, "evaluation": evaluation}

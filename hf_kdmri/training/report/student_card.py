@@ -11,10 +11,10 @@ from typing import Any
 from safetensors import safe_open
 
 from hf_kdmri.distillation import LossOptions
+from hf_kdmri.evaluation.statistics.summary_tables import TITLES
 from hf_kdmri.hub import OwnDataFacts, StudentCardFacts, write_student_card
-from hf_kdmri.hub.model_card import BASELINE_ROW, STUDENT_ROW
 from hf_kdmri.hub.provenance import public_command, teacher_of
-from hf_kdmri.hub.run_files import read_metrics
+from hf_kdmri.hub.run_files import read_metrics, run_over_folds
 from hf_kdmri.training.inputs import RunData, is_8_bit
 from hf_kdmri.training.options import ModelOptions, RunOptions
 from hf_kdmri.training.report.pooling import FinishedFold
@@ -81,7 +81,7 @@ def write_card(
         fold: whose student it is.
         rows: one per model, of all folds together where they are pooled.
         evaluation: as `evaluate_folds` gives it.
-        pooled_folds: what rows and evaluation are pooled over; empty for a run of one fold.
+        pooled_folds: what rows and evaluation are pooled over; empty, or one, where they are of one fold.
         stage: "student", or "baseline" for the one without a teacher.
 
     Returns:
@@ -110,10 +110,10 @@ def write_card(
             own_data=None if kept["own_data"] is None else OwnDataFacts(**kept["own_data"]),
             repo_id=kept["repo_id"],
             evaluation=evaluation,
-            pooled_folds=pooled_folds,
+            pooled_folds=pooled_folds if len(pooled_folds) > 1 else (),
             base_model=None if alone else kept["base_model"],
             cited=[paper for paper in kept["cited"] if not alone or paper in _OF_EVERY_RUN],
-            described=BASELINE_ROW if alone else STUDENT_ROW,
+            described=TITLES[stage],
         ),
     )
 
@@ -134,19 +134,14 @@ def write_card_of_baseline(path: Path) -> Path:
     fold = FinishedFold(RunFolder(path), metrics["run"], metrics["models"])
     if (there := fold.run.model_folder("baseline") / "README.md").is_file():
         return there
-    pooled: Sequence[int] = ()
     if "evaluation" not in metrics:  # a fold of several, whose figures are with the run
-        whole = RunFolder(path.resolve().parent).read_metrics()
-        if whole is None:
+        whole = run_over_folds(path)
+        told = None if whole is None else RunFolder(whole).read_metrics()
+        if told is None:
             raise FileNotFoundError(f"{path.resolve().parent} is a run that is not finished: run train_kd.py again")
-        metrics, pooled = whole, whole["run"]["folds"]
-    card = write_card(
-        fold,
-        metrics["models"],
-        metrics["evaluation"],
-        pooled_folds=pooled if len(pooled) > 1 else (),
-        stage="baseline",
-    )
+        metrics = told
+    folds = metrics["run"].get("folds") or ()
+    card = write_card(fold, metrics["models"], metrics["evaluation"], pooled_folds=folds, stage="baseline")
     if card is None:
         raise ValueError(f"{path} was made before runs kept what a card tells; train it again")
     return card
