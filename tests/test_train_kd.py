@@ -260,6 +260,18 @@ def test_two_processes_do_the_whole_job(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_without_a_word_from_the_teacher_the_distilled_student_is_the_student_alone(tmp_path: Path):
+    config = tmp_path / "tiny.yaml"
+    silent = {"logit_weight": 0.0, "geometry_weight": 0.0, "num_train_epochs": 1, "teacher_num_train_epochs": 1}
+    config.write_text(yaml.safe_dump(TINY | silent))
+    done = train_kd("--config", str(config), "--output_dir", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    alone, taught = (load_file(tmp_path / "run" / stage / "model.safetensors") for stage in ("baseline", "student"))
+    assert alone.keys() == taught.keys()
+    assert all(torch.equal(alone[name], taught[name]) for name in alone)
+
+
+@pytest.mark.slow
 def test_a_teacher_alone_then_two_students_from_one_cache(tmp_path: Path):
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump({**TINY, "num_train_epochs": 2, "baseline": False}))

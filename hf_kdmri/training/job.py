@@ -173,8 +173,9 @@ def train(
             model, teacher = models[stage], models["teacher"] if stage == "student" else None
             taught = f", taught by {teacher.config.architecture}" if teacher is not None else ""
             state.print(f"[{number}/5] {stage}: training {model.config.architecture}{taught}")
-            # One view serves both models, so it has the larger of their sizes.
-            size = max(model.image_size, teacher.image_size if teacher is not None else 0)
+            # One view serves both models, so it has the larger of their sizes; also where the student is alone, because
+            # views drawn larger and scaled down are of another sharpness, and nothing but the teacher shall differ.
+            size = model.image_size if stage == "teacher" else max(model.image_size, models["teacher"].image_size)
             with _mendable(OptionError, TeacherCacheError, NotFiniteError, CheckpointError, DataWorkerError):
                 views = (
                     training_views(data, size, options, state),
