@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 KEPT = ROOT / "experiments" / "predictions"
 PLANS = ROOT / "experiments" / "plans"
 FOLDER = {"short_cvind": "short_cvind"} | dict.fromkeys(
-    ["short_seeds", "short_self", "short_masks", "short_strong", "short_larger"], "short_seeds"
+    ["short_seeds", "short_self", "short_masks", "short_strong", "short_larger", "short_untrained"], "short_seeds"
 )
 every_plan = pytest.mark.parametrize("plan", FOLDER)
 both_folders = pytest.mark.parametrize("folder", ["short_cvind", "short_seeds"])
