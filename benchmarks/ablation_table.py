@@ -36,6 +36,10 @@ is the standard deviation over folds. Differences are to the student without a t
 averaging. Methods with more folds than the others have a second line, to compare with theirs. The last column is the
 first epoch whose validation accuracy reached the best of the student without a teacher, fold by fold. A fold has 41 or
 42 test patients: a few points between lines are within what chance does.
+
+What differs besides the loss: random views are drawn at 192 px and scaled down to the student's 128, also without a
+teacher, but at 128 where the teacher is EfficientViT-M0 (128 px); so in the second pair most lines are compared with a
+student on views of another sharpness.
 """
 
 
