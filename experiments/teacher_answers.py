@@ -14,14 +14,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
-from many_runs import clean_pictures, model_of
-from scipy.special import softmax
+from many_runs import clean_pictures, model_of, probabilities
 from scipy.stats import entropy
 
 from hf_kdmri import TeacherForImageClassification
 from hf_kdmri.data.loading import load_slices
-from hf_kdmri.models.preprocessing import prepare_pixels
 
 
 def main() -> None:
@@ -46,7 +43,7 @@ def main() -> None:
             data_dir=arguments.data_dir, cache_dir=arguments.cache_dir, split=arguments.split, fold=fold
         )
         for split, told in rows.items():
-            said = logits(model, clean_pictures(model, splits[split]))
+            said = probabilities(model, clean_pictures(model, splits[split]))
             told.append(figures(said, np.asarray(splits[split]["label"][:]), arguments.temperature))
             line = ", ".join(f"{name} {value:.3f}" for name, value in told[-1].items())
             print(f"fold {fold}, {split}: {line}", flush=True)
@@ -58,19 +55,12 @@ def main() -> None:
 
 
 def figures(said: np.ndarray, truth: np.ndarray, temperature: float) -> dict[str, float]:
-    """Of logits (N, C) and the true classes (N,): accuracy, confidence, and entropy in bits at a temperature."""
+    """Of probabilities (N, C) and the true classes (N,): accuracy, confidence, and entropy in bits at a temperature."""
     return {
         "accuracy": float((said.argmax(1) == truth).mean()),
-        "confidence": float(softmax(said, axis=1).max(1).mean()),
-        "entropy": float(entropy(softmax(said / temperature, axis=1), base=2, axis=1).mean()),
+        "confidence": float(said.max(1).mean()),
+        "entropy": float(entropy(said ** (1 / temperature), base=2, axis=1).mean()),  # which makes them sum to 1 again
     }
-
-
-@torch.no_grad()
-def logits(model: TeacherForImageClassification, pictures: torch.Tensor) -> np.ndarray:
-    """(N, C) of pictures of the model's size."""
-    settings = {"image_size": model.image_size, "mean": model.pixel_mean, "std": model.pixel_std}
-    return torch.cat([model(prepare_pixels(part, **settings)).logits for part in pictures.split(64)]).numpy()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ def test_confidence_and_entropy_of_known_answers(monkeypatch: pytest.MonkeyPatch
     monkeypatch.syspath_prepend(ROOT / "experiments")
     from teacher_answers import figures
 
-    undecided, sure = np.zeros((2, 3)), np.array([[0.0, 4 * math.log(2), -1e6]])
+    undecided, sure = np.full((2, 3), 1 / 3), np.array([[1 / 17, 16 / 17, 0.0]])
     assert figures(undecided, np.array([0, 1]), 4.0) == pytest.approx(
         {"accuracy": 0.5, "confidence": 1 / 3, "entropy": math.log2(3)}
     )
